@@ -1,0 +1,1 @@
+"""Caption folders to WebDataset shards: read captions, embed them, write, check."""

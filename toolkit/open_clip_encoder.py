@@ -1,0 +1,78 @@
+"""CLIP by open_clip name: the text tower as an encoder, and the whole model for the CLIP score."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import UserError, nearest
+
+
+class OpenClip(NamedTuple):
+    """A loaded model with the transform and tokenizer that belong to these very weights."""
+
+    model: nn.Module
+    preprocess: object
+    """PIL picture -> float [3, H, W]; mean and std differ between tags of one architecture."""
+    tokenizer: object
+
+
+class OpenClipEncoder:
+    """Frozen CLIP text tower: captions -> unit-length vectors."""
+
+    def __init__(self, name: str, weights: Path | None = None, device: str | torch.device = "cpu") -> None:
+        clip = load_open_clip(name, weights, device)
+        self.name = name
+        self.model, self.tokenizer, self.device = clip.model, clip.tokenizer, device
+        self.dimension = self.encode(["a"]).shape[1]
+
+    @torch.inference_mode()
+    def encode(self, captions: list[str], batch: int = 128) -> Tensor:
+        """N captions -> float32 [N, E] on the CPU, unit length."""
+        chunks = [captions[i : i + batch] for i in range(0, len(captions), batch)]
+        vectors = [self.model.encode_text(self.tokenizer(chunk).to(self.device)).float() for chunk in chunks]
+        return torch.nn.functional.normalize(torch.cat(vectors), dim=1).cpu().clone()
+
+    def count_truncated(self, captions: list[str]) -> int:
+        """How many captions are cut at the context length (77 tokens for CLIP), which open_clip does silently."""
+        longer = type(self.tokenizer)(context_length=4 * self.tokenizer.context_length)
+        return int((longer(captions)[:, self.tokenizer.context_length :] != 0).any(dim=1).sum())
+
+
+def load_open_clip(name: str, weights: Path | None = None, device: str | torch.device = "cpu") -> OpenClip:
+    """`name` is 'architecture/tag', e.g. 'ViT-L-14/laion2b_s32b_b82k'; `weights` a local copy of the tag's file.
+
+    Without `weights` open_clip downloads them. Raises UserError for unknown names and when nothing can be loaded.
+    """
+    import open_clip  # seconds of import that commands without CLIP should not pay
+
+    architecture, _, tag = name.partition("/")
+    _check_known(architecture, open_clip.list_models(), "CLIP architecture")  # keeps 'hf-hub:' and 'local-dir:' out
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if weights is None:
+        _check_known(tag, tags, f"pretrained tag of {architecture}")
+    elif not weights.is_file():
+        raise UserError(f"encoder weights {weights}: no such file")
+    # Mean and std go with the tag, not with the architecture: laion2b_s32b_b82k uses 0.5, openai 0.4815...
+    config = open_clip.get_pretrained_cfg(architecture, tag) if tag in tags else {}
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            architecture,
+            pretrained=str(weights) if weights else tag,
+            device=device,
+            image_mean=config.get("mean"),
+            image_std=config.get("std"),
+            require_pretrained=True,  # without it open_clip goes on with random weights after a log line
+        )
+    except Exception as error:  # hub, network, file and shape errors have no common base
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot load {name}: {reason}. Without network pass a local copy of the weights (--encoder_weights FILE)"
+        ) from None
+    return OpenClip(model.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(architecture))
+
+
+def _check_known(word: str, valid: list[str], what: str) -> None:
+    if word not in valid:
+        raise UserError(f"unknown {what} '{word}'{nearest(word, valid)} (names are written 'ViT-L-14/laion2b_s32b_b82k')")
