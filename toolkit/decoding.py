@@ -64,9 +64,10 @@ def _over_background(picture: Image.Image, background: tuple[int, int, int]) -> 
 
 def fit_square(picture: Image.Image, size: int) -> Image.Image:
     """Centre crop to a square, then Lanczos (antialiased) to size x size: short side kept whole."""
-    if picture.size == (size, size):
-        return picture
-    return ImageOps.fit(picture, (size, size), method=Image.Resampling.LANCZOS)
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    # Whole pixels: the half-pixel crop of ImageOps.fit blurs pictures whose short side has the size already.
+    return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
 
 
 def read_picture(read: Callable[[], bytes], name: object, background: tuple[int, int, int]) -> Image.Image:

@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """"; did you mean 'X'?" for the valid word closest to `word`, or ''."""
+    """ "; did you mean 'X'?" for the valid word closest to `word`, or ''."""
     close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.4)
     return f"; did you mean '{close[0]}'?" if close else ""
 

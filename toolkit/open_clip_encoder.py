@@ -75,4 +75,6 @@ def load_open_clip(name: str, weights: Path | None = None, device: str | torch.d
 
 def _check_known(word: str, valid: list[str], what: str) -> None:
     if word not in valid:
-        raise UserError(f"unknown {what} '{word}'{nearest(word, valid)} (names are written 'ViT-L-14/laion2b_s32b_b82k')")
+        raise UserError(
+            f"unknown {what} '{word}'{nearest(word, valid)} (names are written 'ViT-L-14/laion2b_s32b_b82k')"
+        )

@@ -19,7 +19,15 @@ from toolkit.text_encoder import EncoderIdentity
 MANIFEST_NAME, INDEX_NAME = "manifest.json", "index.npy"
 FORMAT_VERSION = 1
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-INDEX_COLUMNS = ("shard", "picture_offset", "picture_size", "text_offset", "text_size", "vector_offset", "vector_size")
+INDEX_COLUMNS = (
+    "shard",
+    "picture_offset",
+    "picture_size",
+    "text_offset",
+    "text_size",
+    "vector_offset",
+    "vector_size",
+)
 MAX_MEMBER_BYTES = 256 * 2**20
 
 

@@ -1,0 +1,184 @@
+"""The run folder's checkpoints: staged, hashed, renamed; no pickle; the newest valid one is the latest.
+
+ckpt_0010000/
+    generator.safetensors    the averaged G with its config and encoder identity: enough to generate
+    networks.safetensors     G and D in training
+    optimizers.safetensors   Adam's moments
+    state.json               step, position in the data, scaler, EMA counter, config, data fingerprint
+    manifest.json            size and SHA-256 of the files above, written last
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from toolkit.config import ModelConfig
+from toolkit.errors import UserError
+from toolkit.shard_format import file_sha256
+from toolkit.text_encoder import EncoderIdentity
+
+FORMAT_VERSION = 1
+GENERATOR, NETWORKS, OPTIMIZERS = "generator.safetensors", "networks.safetensors", "optimizers.safetensors"
+STATE, MANIFEST = "state.json", "manifest.json"
+
+
+class GeneratorFile(NamedTuple):
+    """Content of generator.safetensors."""
+
+    tensors: dict[str, Tensor]
+    config: ModelConfig
+    identity: EncoderIdentity
+    step: int
+
+
+class Snapshot(NamedTuple):
+    """Everything a checkpoint holds."""
+
+    generator: GeneratorFile
+    networks: dict[str, Tensor]
+    optimizers: dict[str, Tensor]
+    state: dict
+    """JSON."""
+
+
+def checkpoint_name(step: int) -> str:
+    return f"ckpt_{step:07d}"
+
+
+def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
+    """Write `run/ckpt_STEP`, then drop all but the newest `keep` (0: none). Returns its path.
+
+    Everything is written into a hidden folder beside it, flushed to the disk and renamed: a kill or a full disk leaves
+    the earlier checkpoints whole. Raises UserError if the disk is full or not writable, or if a weight is not finite.
+    """
+    final = run / checkpoint_name(snapshot.generator.step)
+    staged = run / f".tmp-{final.name}"
+    _refuse_non_finite(snapshot.generator.tensors, snapshot.networks)
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        _save_generator(snapshot.generator, staged / GENERATOR)
+        save_file(snapshot.networks, staged / NETWORKS)
+        save_file(snapshot.optimizers, staged / OPTIMIZERS)
+        (staged / STATE).write_text(json.dumps(snapshot.state, indent=1) + "\n", encoding="utf-8")
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in staged.iterdir()}
+        manifest = {"version": FORMAT_VERSION, "files": files}
+        (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for path in [*staged.iterdir(), staged]:
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)  # the same step, saved by an earlier life of this run
+        staged.rename(final)
+        _flush(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise UserError(
+            f"cannot save {final}: {error}; earlier checkpoints are untouched, make room and resume"
+        ) from None
+    _prune(run, keep)
+    return final
+
+
+def load(folder: Path) -> Snapshot:
+    """Raises UserError naming the file if anything is missing or changed."""
+    problem = find_problem(folder)
+    if problem:
+        raise UserError(
+            f"checkpoint {folder}: {problem}; choose another one (--resume_from latest finds the newest valid)"
+        )
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return Snapshot(
+        load_generator_file(folder / GENERATOR),
+        load_file(folder / NETWORKS),
+        load_file(folder / OPTIMIZERS),
+        state,
+    )
+
+
+def load_generator_file(path: Path) -> GeneratorFile:
+    """The averaged generator alone. Raises UserError if the file is absent, damaged or not ours."""
+    if not path.is_file():
+        raise UserError(f"no generator at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        config = ModelConfig(**json.loads(metadata["config"]))
+        identity = EncoderIdentity.from_json(json.loads(metadata["encoder"]))
+        return GeneratorFile(tensors, config, identity, int(metadata["step"]))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no generator of this toolkit ({error!r})") from None
+
+
+def find_problem(folder: Path, names: tuple[str, ...] = (GENERATOR, NETWORKS, OPTIMIZERS, STATE)) -> str:
+    """'' if these files of the checkpoint are as they were written, else what is wrong."""
+    if not folder.is_dir():
+        return "no such folder"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["version"] != FORMAT_VERSION:
+            return f"format version {manifest['version']}, this toolkit reads {FORMAT_VERSION}"
+        expected = manifest["files"]
+        for name in names:
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected[name]["bytes"] or file_sha256(path) != expected[name]["sha256"]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is missing or damaged ({error})"
+    return ""
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint folders, oldest first, valid or not."""
+    return sorted((path for path in run.glob("ckpt_*") if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
+
+
+def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    passed_over = []
+    for folder in reversed(checkpoints(run)):
+        problem = find_problem(folder)
+        if not problem:
+            return folder, passed_over
+        passed_over.append(f"passing over {folder}: {problem}")
+    return None, passed_over
+
+
+def _save_generator(generator: GeneratorFile, path: Path) -> None:
+    metadata = {
+        "config": json.dumps(dataclasses.asdict(generator.config)),
+        "encoder": json.dumps(dataclasses.asdict(generator.identity)),
+        "step": str(generator.step),
+    }
+    save_file(generator.tensors, path, metadata)
+
+
+def _refuse_non_finite(*groups: dict[str, Tensor]) -> None:
+    for tensors in groups:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UserError(
+                    f"not saved: the weight {name} is no longer finite. Training has diverged; resume from an earlier "
+                    "checkpoint with lower learning rates"
+                )
+
+
+def _prune(run: Path, keep: int) -> None:
+    for folder in checkpoints(run)[:-keep] if keep else []:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

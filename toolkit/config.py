@@ -1,0 +1,182 @@
+"""Every option of a network and of a training run, declared once: field, default, help text, allowed range."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from toolkit.errors import UserError, check
+
+DIFFAUG_NAMES = ("color", "translation", "cutout", "flip")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What rebuilds the networks; travels in the metadata of `generator.safetensors`."""
+
+    resolution: int = 128
+    """Width and height of the pictures, in pixels: a power of two from 16 to 256, equal to that of the shards."""
+    base_ch: int = 32
+    """Channels at full resolution; doubled with each halving of the resolution, up to 16 times."""
+    z_dim: int = 128
+    """Width of the noise vector z."""
+    cond_dim: int = 768
+    """Width of the text embeddings: 768 for CLIP ViT-L-14 and for the hashing encoder."""
+    d_scales: int = 2
+    """At how many resolutions D looks at a picture: full size, half, quarter, ..."""
+    g_norm: Literal["batch", "group"] = "batch"
+    """G's conditional norm: 'batch' (conditional batch norm; depends on the other pictures of the local batch) or
+    'group' (does not: results are equal for any number of processes)."""
+
+    def __post_init__(self) -> None:
+        power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
+        check(
+            power_of_two and 16 <= self.resolution <= 256,
+            "resolution",
+            self.resolution,
+            "16, 32, 64, 128 or 256",
+        )
+        check(1 <= self.base_ch <= 1024, "base_ch", self.base_ch, "from 1 to 1024")
+        check(1 <= self.z_dim <= 65536, "z_dim", self.z_dim, "from 1 to 65536")
+        check(1 <= self.cond_dim <= 65536, "cond_dim", self.cond_dim, "from 1 to 65536")
+        most = int(math.log2(self.resolution)) - 2  # the smallest input is 8x8
+        check(
+            1 <= self.d_scales <= most,
+            "d_scales",
+            self.d_scales,
+            f"from 1 to {most} at resolution {self.resolution}",
+        )
+
+    def architecture(self) -> "ModelConfig":
+        """The network part alone, of a larger config too."""
+        return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})
+
+
+@dataclass(frozen=True)
+class TrainConfig(ModelConfig):
+    """Train a text-conditional GAN on shards: accelerate launch toolkit/train.py --data SHARDS --out_dir RUN."""
+
+    data: str = ""
+    """Shard folder made by `python -m shards.create`."""
+    out_dir: str = "runs/gan"
+    """Run folder: config.yaml, ckpt_*, sample_*.png, training_log.json, training_plots.png."""
+    resume_from: str | None = None
+    """'latest' (newest valid checkpoint of out_dir) or a checkpoint folder; by default training starts anew."""
+    iters: int = 100_000
+    """Optimizer steps of G until the end, counted from the very start (a resumed run does the rest)."""
+    kimg: float | None = None
+    """Length in thousands of real pictures shown to D; replaces iters when given."""
+    batch: int = 32
+    """Pictures per optimizer step, over all processes and accumulated micro-batches."""
+    batch_gpu: int | None = None
+    """Most pictures one process handles at once; the rest of its share is accumulated. Default: no limit."""
+    workers: int = 2
+    """Data loading processes per training process; 0 loads in the training process."""
+    seed: int = 0
+    """Seed of every random draw: order, captions, noise, augmentation, initial weights."""
+
+    loss: Literal["hinge", "nonsaturating"] = "hinge"
+    """Adversarial loss of both networks."""
+    mismatch_weight: float = 1.0
+    """Weight of real pictures with another picture's caption, beside fakes, among D's negatives; 0 = off."""
+    r1_penalty: float = 1.0
+    """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off."""
+    r1_interval: int = 16
+    """R1 every so many steps, multiplied by as much; 1 = every step."""
+    feature_matching: float = 0.0
+    """Weight in G's loss of the distance between mean D features of real and generated pictures; 0 = off."""
+    perceptual: float = 0.0
+    """Weight in G's loss of the VGG-16 feature distance to the real picture of the same caption; 0 = off."""
+    perceptual_weights: str | None = None
+    """Local torchvision VGG-16 state dict (.pth or .safetensors); by default torchvision downloads it."""
+    d_steps: int = 1
+    """D steps per G step, each on fresh pictures: 1 or 2, up to 8."""
+    diffaug: str = "color,translation,cutout"
+    """DiffAugment policy for real and fake: any of color, translation, cutout, flip, joined by commas; '' = off."""
+
+    lr_g: float = 2e-4
+    """Learning rate of G (Adam)."""
+    lr_d: float = 2e-4
+    """Learning rate of D (Adam); above lr_g for two time-scale training (TTUR)."""
+    beta1: float = 0.0
+    """Adam's beta1 of both networks."""
+    beta2: float = 0.99
+    """Adam's beta2 of both networks."""
+    grad_clip: float = 0.0
+    """Largest L2 norm of each network's gradient; 0 = no clipping."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of both networks; by default what `accelerate launch --mixed_precision` says. fp16 needs a GPU."""
+
+    ema_decay: float = 0.999
+    """Decay per step of the averaged generator, which makes all samples."""
+    ema_start: int = 0
+    """Steps before averaging starts; until then the average equals G."""
+    ema_ramp: bool = False
+    """Whether the decay grows as min(ema_decay, (1 + step) / (10 + step))."""
+    ema_kimg: float | None = None
+    """Half-life of the average in thousands of pictures; replaces ema_decay when given."""
+
+    log_every: int = 50
+    """Steps between lines of training_log.json."""
+    sample_every: int = 1000
+    """Steps between sample grids and plots."""
+    ckpt_every: int = 5000
+    """Steps between checkpoints."""
+    keep: int = 3
+    """How many of the newest checkpoints stay, at least 2; 0 keeps all."""
+    n_sample: int = 32
+    """Pictures in a sample grid: four noise vectors for each of n_sample / 4 captions."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Whether Weights & Biases logs the run beside the local files."""
+    wandb_project: str = "text-gan"
+    """Project name for wandb."""
+    dry_run: bool = False
+    """Print the resolved config and the networks' sizes, then stop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("iters", "batch", "r1_interval", "log_every", "sample_every", "ckpt_every", "n_sample"):
+            check(1 <= getattr(self, name) <= 10**9, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("workers", "seed", "ema_start"):
+            check(0 <= getattr(self, name) <= 2**62, name, getattr(self, name), "a whole number of at least 0")
+        for name in ("mismatch_weight", "r1_penalty", "feature_matching", "perceptual", "grad_clip"):
+            check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
+        for name in ("lr_g", "lr_d"):
+            check(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
+        for name in ("beta1", "beta2", "ema_decay"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
+        for name in ("kimg", "ema_kimg"):
+            value = getattr(self, name)
+            check(value is None or 0 < value < 1e9, name, value, "a number above 0")
+        check(self.batch_gpu is None or self.batch_gpu >= 1, "batch_gpu", self.batch_gpu, "at least 1")
+        check(1 <= self.d_steps <= 8, "d_steps", self.d_steps, "from 1 to 8")
+        check(
+            self.keep == 0 or self.keep >= 2,
+            "keep",
+            self.keep,
+            "at least 2 (one may be lost while written), or 0",
+        )
+        unknown = [name for name in self.diffaug_names if name not in DIFFAUG_NAMES]
+        check(not unknown, "diffaug", self.diffaug, f"names out of {', '.join(DIFFAUG_NAMES)}, joined by commas")
+
+    @property
+    def diffaug_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.diffaug.split(",") if name.strip())
+
+    @property
+    def total_steps(self) -> int:
+        if self.kimg is None:
+            return self.iters
+        return max(1, round(self.kimg * 1000 / (self.batch * self.d_steps)))
+
+    def per_process(self, processes: int) -> tuple[int, int]:
+        """(pictures of one process per step, micro-batches they come in). Raises UserError if they do not divide."""
+        if self.batch % processes:
+            raise UserError(f"batch {self.batch} is not divisible by {processes} processes; choose a multiple")
+        share = self.batch // processes
+        parts = -(-share // (self.batch_gpu or share))
+        if share % parts:
+            raise UserError(
+                f"batch {self.batch} gives {share} pictures to each of {processes} processes, which batch_gpu "
+                f"{self.batch_gpu} does not split evenly; choose a divisor of {share}"
+            )
+        return share, parts

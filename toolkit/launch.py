@@ -1,0 +1,68 @@
+"""How a training run starts: the Accelerator, and refusals of launches known not to work."""
+
+import os
+import sys
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
+
+from toolkit.config import TrainConfig
+from toolkit.errors import UserError
+from toolkit.shard_reader import ShardSet
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Device, process group, DDP, autocast and scaler; nothing else is Accelerate's here. Raises UserError."""
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and not torch.cuda.is_available():
+        print("train: fp16 needs a GPU, which is not here: training in fp32 instead", file=sys.stderr)
+        precision = "no"  # Accelerate would do the same without a word
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        kwargs_handlers=[
+            # Buffers are batch-norm statistics and spectral norm's vectors: not broadcast, so that two forwards of D
+            # before one backward never meet an in-place change.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+        ],
+    )
+    _refuse_unsupported(accelerator)
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are fixed
+        torch.set_float32_matmul_precision("high")
+    return accelerator
+
+
+def check_data(config: TrainConfig, shards: ShardSet) -> None:
+    """Refuse shards that do not fit the config, with the option to change."""
+    manifest = shards.manifest
+    if manifest.resolution != config.resolution:
+        raise UserError(
+            f"the shards in {config.data} are {manifest.resolution} px, resolution is {config.resolution}; pass "
+            f"--resolution {manifest.resolution} or build shards with --size {config.resolution}"
+        )
+    if manifest.encoder.dimension != config.cond_dim:
+        raise UserError(
+            f"the embeddings in {config.data} are {manifest.encoder.dimension}-d, cond_dim is {config.cond_dim}; "
+            f"pass --cond_dim {manifest.encoder.dimension}"
+        )
+    if config.mismatch_weight and manifest.distinct_captions < 2:
+        raise UserError(f"all captions in {config.data} are equal: none can mismatch; pass --mismatch_weight 0")
+
+
+def _refuse_unsupported(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"{accelerator.distributed_type.value} cannot train two networks against each other; launch with "
+            "plain data parallelism (accelerate launch --multi_gpu)"
+        )
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted > 1 and accelerator.num_processes == 1:
+        raise UserError(
+            f"{wanted} processes were launched but each believes it is alone (no GPU found); on CPUs launch with "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N"
+        )

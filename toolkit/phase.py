@@ -1,0 +1,54 @@
+"""One network's half of a training step: scaled backward, unscale, clip, step, for this network's optimizer only.
+
+The optimizers are not prepared by Accelerate: its wrapper unscales every optimizer when one is clipped, updates the
+scale once per optimizer, and cannot see that a fused optimizer skipped. Ten lines of our own say exactly what happens.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class StepResult(NamedTuple):
+    gradient_norm: Tensor
+    """L2 norm before clipping, scalar on the device."""
+    skipped: bool
+    """True if fp16 gradients overflowed and nothing was updated."""
+
+
+class Phase:
+    """`network` as prepared by Accelerate, with its Adam; gradients are summed over backward calls until `step`."""
+
+    def __init__(self, accelerator, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        self.accelerator, self.network, self.optimizer = accelerator, network, optimizer
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.clip = clip
+
+    @contextlib.contextmanager
+    def accumulating(self, last: bool):
+        """Around forward and backward of a micro-batch: processes exchange gradients at the last one only."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def step(self) -> StepResult:
+        """Unscale (this optimizer only), clip, step, forget the gradients."""
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or float("inf"))
+        skipped = False
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            before = scaler.get_scale()
+            scaler.step(self.optimizer)
+            scaler.update()
+            skipped = scaler.get_scale() < before
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(norm.detach(), skipped)

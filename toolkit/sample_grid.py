@@ -1,0 +1,53 @@
+"""The pictures a run draws of itself: the same noise and captions every time."""
+
+from pathlib import Path
+
+import torch
+
+from toolkit import draws
+from toolkit.config import TrainConfig
+from toolkit.decoding import decode_picture
+from toolkit.ema import EMA
+from toolkit.images import from_pil, make_grid, save_png
+from toolkit.sampling import sample
+from toolkit.shard_reader import Sample, ShardSet
+
+COLUMNS = 4
+"""Noise vectors per caption: a row shows how z changes the picture, a column how the text does."""
+
+
+class SampleGrid:
+    """`n_sample` pictures whatever the batch size; row r is caption r of captions drawn once from the data."""
+
+    def __init__(self, shards: ShardSet, config: TrainConfig) -> None:
+        self.shards, self.z_dim = shards, config.z_dim
+        self.columns = min(COLUMNS, config.n_sample)
+        self.rows = _distinct(shards, config.seed, -(-config.n_sample // self.columns))
+        count = min(config.n_sample, len(self.rows) * self.columns)
+        self.text = torch.stack([self.rows[i // self.columns].vectors[0] for i in range(count)])
+        self.z = draws.sample_noise([i % self.columns for i in range(count)], config.z_dim)
+
+    def write_reals(self, run: Path) -> None:
+        """reals.png, a real picture per row, and sample_captions.txt."""
+        pictures = torch.stack([from_pil(decode_picture(row.picture)) for row in self.rows])
+        save_png(make_grid(pictures, 1), run / "reals.png")
+        captions = "".join(f"{row.captions[0]}\n" for row in self.rows)
+        (run / "sample_captions.txt").write_text(captions, encoding="utf-8")
+
+    def write(self, ema: EMA, run: Path, step: int) -> Path:
+        """sample_STEP.png by the averaged generator."""
+        path = run / f"sample_{step:07d}.png"
+        save_png(make_grid(sample(ema.module, self.z, self.text), self.columns), path)
+        return path
+
+
+def _distinct(shards: ShardSet, seed: int, count: int) -> list[Sample]:
+    """The first `count` samples with different captions in a fixed random order; fewer if there are no more."""
+    found: dict[str, Sample] = {}
+    wanted = min(count, shards.manifest.distinct_captions)
+    for number in draws.permutation(len(shards), seed, epoch=-1).tolist():
+        sample = shards.read(number)
+        found.setdefault(sample.captions[0], sample)
+        if len(found) == wanted:
+            break
+    return list(found.values())

@@ -1,0 +1,92 @@
+"""The whole state of a Trainer as tensors and JSON, and back. Everything needed to resume is named here."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from toolkit.checkpoint import GeneratorFile, Snapshot
+from toolkit.errors import UserError
+
+
+def take_snapshot(trainer) -> Snapshot:
+    """CPU copies of everything a run needs to go on as if never stopped. Random draws need no state: see draws.py."""
+    generator = GeneratorFile(
+        _to_cpu(trainer.ema.module.state_dict()),
+        trainer.config.architecture(),
+        trainer.shards.manifest.encoder,
+        trainer.step_number,
+    )
+    networks = {
+        f"{name}.{key}": value
+        for name, phase in trainer.phases.items()
+        for key, value in _to_cpu(trainer.unwrap(phase.network).state_dict()).items()
+    }
+    optimizers = {
+        f"{name}.{index}.{key}": value.detach().cpu()
+        for name, phase in trainer.phases.items()
+        for index, moments in phase.optimizer.state_dict()["state"].items()
+        for key, value in moments.items()
+    }
+    scaler = trainer.accelerator.scaler
+    state = {
+        "step": trainer.step_number,
+        "position": trainer.position,
+        "ema_updates": trainer.ema.updates,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "data_fingerprint": trainer.shards.manifest.fingerprint,
+        "wandb_run_id": trainer.wandb_run_id,
+        "config": dataclasses.asdict(trainer.config),
+    }
+    return Snapshot(generator, networks, optimizers, state)
+
+
+def restore_snapshot(trainer, snapshot: Snapshot) -> None:
+    """Put a snapshot into a fresh Trainer. Raises UserError if architecture, data or encoder differ."""
+    _refuse_other(trainer, snapshot)
+    trainer.ema.module.load_state_dict(snapshot.generator.tensors)
+    trainer.ema.updates = snapshot.state["ema_updates"]
+    for name, phase in trainer.phases.items():
+        trainer.unwrap(phase.network).load_state_dict(_below(snapshot.networks, name))
+        _restore_optimizer(phase.optimizer, _below(snapshot.optimizers, name))
+    trainer.step_number = snapshot.state["step"]
+    trainer.position = snapshot.state["position"]
+    trainer.wandb_run_id = snapshot.state["wandb_run_id"]
+    scaler = trainer.accelerator.scaler
+    if scaler is not None and snapshot.state["scaler"]:
+        scaler.load_state_dict(snapshot.state["scaler"])
+
+
+def _refuse_other(trainer, snapshot: Snapshot) -> None:
+    mine, theirs = (dataclasses.asdict(config) for config in (trainer.config.architecture(), snapshot.generator.config))
+    different = [f"{name} {theirs[name]} -> {mine[name]}" for name in mine if mine[name] != theirs[name]]
+    if different:
+        raise UserError(
+            f"the checkpoint has another architecture ({'; '.join(different)}); resume with its own values or start "
+            "anew in another --out_dir"
+        )
+    manifest = trainer.shards.manifest
+    if encoder := snapshot.generator.identity.difference(manifest.encoder):
+        raise UserError(f"the checkpoint was trained on embeddings of another encoder: {encoder}")
+    if snapshot.state["data_fingerprint"] != manifest.fingerprint:
+        raise UserError(
+            f"the shards in {trainer.config.data} are not those the checkpoint was trained on "
+            f"(fingerprint {manifest.fingerprint[:12]}, then {snapshot.state['data_fingerprint'][:12]}); use those"
+        )
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    # The groups keep the config's learning rates: a resumed run may change them.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
