@@ -107,11 +107,10 @@ def load_generator_file(path: Path) -> GeneratorFile:
         raise UserError(f"no generator at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {})["toolkit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        config = ModelConfig(**json.loads(metadata["config"]))
-        identity = EncoderIdentity.from_json(json.loads(metadata["encoder"]))
-        return GeneratorFile(tensors, config, identity, int(metadata["step"]))
+        identity = EncoderIdentity.from_json(about["encoder"])
+        return GeneratorFile(tensors, ModelConfig(**about["config"]), identity, int(about["step"]))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no generator of this toolkit ({error!r})") from None
 
@@ -153,12 +152,12 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def _save_generator(generator: GeneratorFile, path: Path) -> None:
-    metadata = {
-        "config": json.dumps(dataclasses.asdict(generator.config)),
-        "encoder": json.dumps(dataclasses.asdict(generator.identity)),
-        "step": str(generator.step),
+    about = {
+        "config": dataclasses.asdict(generator.config),
+        "encoder": dataclasses.asdict(generator.identity),
+        "step": generator.step,
     }
-    save_file(generator.tensors, path, metadata)
+    save_file(generator.tensors, path, {"toolkit": json.dumps(about)})  # one entry: the order of several is random
 
 
 def _refuse_non_finite(*groups: dict[str, Tensor]) -> None:

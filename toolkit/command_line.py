@@ -46,7 +46,9 @@ def dump(options: object) -> str:
 
 def run(main: Callable[[Options], None], cls: type[Options], argv: list[str] | None = None) -> None:
     """Parse, call `main`, and turn a UserError into one line on stderr and exit code 1 (usage: 2)."""
-    program = (main.__module__ if main.__module__ != "__main__" else Path(sys.argv[0]).stem).split(".__")[0]
+    script = Path(sys.argv[0])
+    script = script.parent if script.stem == "__main__" else script  # python -m shards.inspect
+    program = (main.__module__ if main.__module__ != "__main__" else script.stem).split(".__")[0]
     rank = os.environ.get("RANK", "0")
     prefix = program if rank == "0" else f"{program} (process {rank})"
     try:

@@ -85,9 +85,12 @@ class ScaleDiscriminator(nn.Module):
             maps.append(images)
         return F.relu(images).sum(dim=(2, 3)), maps
 
-    def logits(self, pooled: Tensor, text: Tensor) -> Tensor:
-        """pooled [N, C], text [N, cond_dim] -> [N]."""
-        projection = (self.text(text * self.text_scale) * pooled).sum(dim=1) / math.sqrt(pooled.shape[1])
+    def logits(self, pooled: Tensor, texts: Tensor) -> Tensor:
+        """pooled [N, C], texts [K, N, cond_dim] -> [K, N]: the same pictures judged with K captions each.
+
+        All captions in one call: a second one would be judged with other weights, one power iteration on.
+        """
+        projection = (self.text(texts * self.text_scale) * pooled).sum(dim=2) / math.sqrt(pooled.shape[1])
         return self.linear(pooled).squeeze(1) + projection
 
 
@@ -112,14 +115,15 @@ class Discriminator(nn.Module):
         return self._judge(images, text, mismatched)
 
     def _judge(self, images: Tensor, text: Tensor, mismatched: Tensor | None) -> Verdict:
-        logits, others, features = [], [], []
+        # The picture's features serve both captions: the second costs next to nothing.
+        texts = torch.stack([text] if mismatched is None else [text, mismatched])
+        logits, features = [], []
         for k, scale in enumerate(self.scales):
             pooled, maps = scale(F.avg_pool2d(images, 2**k) if k else images)
-            logits.append(scale.logits(pooled, text))
+            logits.append(scale.logits(pooled, texts))
             features += maps
-            if mismatched is not None:  # the picture's features are reused: a second caption costs next to nothing
-                others.append(scale.logits(pooled, mismatched))
-        return Verdict(torch.stack(logits, 1), torch.stack(others, 1) if others else None, tuple(features))
+        by_caption = torch.stack(logits, dim=2)
+        return Verdict(by_caption[0], None if mismatched is None else by_caption[1], tuple(features))
 
 
 def count_parameters(network: nn.Module) -> int:

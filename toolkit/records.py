@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         if not self._bar.disable:
-            self._bar.write(message)
+            self._bar.write(message, file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
@@ -127,4 +128,4 @@ class WandbLog:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        tqdm.write(f"train: wandb is off ({' '.join(str(error).split())[:160]}); local logs go on")
+        tqdm.write(f"train: wandb is off ({' '.join(str(error).split())[:160]}); local logs go on", file=sys.stderr)

@@ -1,0 +1,60 @@
+"""EMA against its closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from toolkit.ema import EMA
+
+
+def network(value: float) -> nn.Module:
+    module = nn.BatchNorm1d(2)
+    with torch.no_grad():
+        module.weight.fill_(value)
+        module.running_mean.fill_(value)
+    return module
+
+
+def test_closed_form_with_constant_weights():
+    """From 1 towards 3 for n steps: 3 + (1 - 3) d^n, for buffers as for weights."""
+    ema = EMA(network(1.0), decay=0.9)
+    for _ in range(20):
+        ema.update(network(3.0))
+    expected = torch.full((2,), 3 - 2 * 0.9**20)
+    torch.testing.assert_close(ema.module.weight, expected)
+    torch.testing.assert_close(ema.module.running_mean, expected)
+
+
+def test_copies_before_the_start_and_counters_always():
+    ema = EMA(network(1.0), decay=0.9, start=2)
+    module = network(5.0)
+    module.num_batches_tracked.fill_(7)
+    ema.update(module)
+    assert ema.module.weight.tolist() == [5.0, 5.0] and ema.module.num_batches_tracked.item() == 7
+    ema.update(module)
+    ema.update(network(6.0))
+    assert ema.module.weight.tolist() == pytest.approx([5.1, 5.1])
+
+
+def test_ramp():
+    ema = EMA(network(0.0), decay=0.999, ramp=True)
+    decays = []
+    for _ in range(3):
+        decays.append(ema.decay())
+        ema.update(network(0.0))
+    assert decays == [1 / 10, 2 / 11, 3 / 12]
+    ema.updates = 100_000
+    assert ema.decay() == 0.999
+
+
+def test_half_life_in_pictures():
+    ema = EMA(network(0.0), decay=0.0, half_life=1000, batch=50)
+    assert ema.decay() ** 20 == pytest.approx(0.5)  # 20 steps of 50 pictures
+
+
+def test_the_network_in_training_is_untouched_and_shares_nothing():
+    module = network(1.0)
+    ema = EMA(module, decay=0.5)
+    ema.update(network(3.0))
+    assert module.weight.tolist() == [1.0, 1.0] and module.weight.requires_grad
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters()) and not ema.module.training

@@ -1,0 +1,95 @@
+"""The structure, held by tests: one-way dependencies, no shadowed names, Accelerate in its place."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PACKAGES = ("toolkit", "shards", "evaluation")
+LEVELS = [  # a file imports from lower levels only, never from its own
+    {"errors", "images", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase"},
+    {"command_line", "config", "decoding", "hashing_encoder", "open_clip_encoder", "perceptual"},
+    {"text_encoder", "models"},
+    {"shard_format"},
+    {"shard_reader", "checkpoint"},
+    {"dataset", "sampling", "snapshot", "records", "launch"},
+    {"sample_grid", "trainer", "plots"},
+    {"run"},
+    {"train", "generate"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+DISTRIBUTED_MAY = {"launch", "trainer", "inception"}
+"""Files that import accelerate or torch.distributed; everything else receives objects."""
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names of all imports of a file, those inside functions too; 'from a import b' gives 'a.b'."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports fail when the file is launched by path"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def test_toolkit_files_import_downwards_only():
+    for path in sorted((REPOSITORY / "toolkit").glob("*.py")):
+        if path.stem == "__init__":
+            continue
+        assert path.stem in LEVEL, f"give toolkit/{path.name} a level"
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "toolkit" and len(parts) > 1:
+                assert LEVEL[parts[1]] < LEVEL[path.stem], f"toolkit/{path.name} imports {name}"
+
+
+def test_packages_depend_one_way():
+    allowed = {"toolkit": {"toolkit"}, "shards": {"toolkit", "shards"}, "evaluation": set(PACKAGES)}
+    for path in sources():
+        package = path.relative_to(REPOSITORY).parts[0]
+        used = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
+        assert used <= allowed[package], f"{path} imports {used - allowed[package]}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_file_shadows_the_standard_library(path):
+    """Launched by path, a file's folder comes first in sys.path: toolkit/logging.py would replace the stdlib's."""
+    third_party = {
+        "accelerate",
+        "torch",
+        "webdataset",
+        "wandb",
+        "open_clip",
+        "clip",
+        "datasets",
+        "evaluate",
+        "safetensors",
+    }
+    if path.stem not in ("__init__", "__main__"):
+        assert path.stem not in sys.stdlib_module_names | third_party
+    for folder in path.parents:
+        if (folder / "__init__.py").exists() and folder.name not in PACKAGES:
+            assert folder.name not in sys.stdlib_module_names
+
+
+def test_accelerate_and_process_groups_stay_in_their_files():
+    for path in sources():
+        for name in imports(path):
+            if name.startswith(("accelerate", "torch.distributed")):
+                assert path.stem in DISTRIBUTED_MAY, f"{path} imports {name}"
+
+
+def test_no_pickle():
+    for path in sources():
+        assert not any(name.split(".")[0] in ("pickle", "dill", "joblib") for name in imports(path)), path
+        source = path.read_text(encoding="utf-8")
+        assert "weights_only=False" not in source and "allow_pickle=True" not in source, path

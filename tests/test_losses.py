@@ -1,0 +1,55 @@
+"""Losses against values computed by hand."""
+
+import torch
+
+from toolkit import losses
+
+
+def test_hinge_values():
+    logits = torch.tensor([[2.0], [0.5], [-3.0]])
+    assert losses.real_loss(logits, "hinge").tolist() == [0.0, 0.5, 4.0]
+    assert losses.fake_loss(logits, "hinge").tolist() == [3.0, 1.5, 0.0]
+    assert losses.generator_loss(logits, "hinge").tolist() == [-2.0, -0.5, 3.0]
+
+
+def test_nonsaturating_values():
+    logits = torch.tensor([[0.0], [1.0]])
+    expected_real, expected_fake = torch.tensor([0.693147, 0.313262]), torch.tensor([0.693147, 1.313262])
+    torch.testing.assert_close(losses.real_loss(logits, "nonsaturating"), expected_real, atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses.fake_loss(logits, "nonsaturating"), expected_fake, atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses.generator_loss(logits, "nonsaturating"), expected_real, atol=1e-5, rtol=0)
+
+
+def test_scales_are_averaged():
+    assert losses.real_loss(torch.tensor([[0.0, 1.0]]), "hinge").tolist() == [0.5]
+
+
+def test_mismatched_term_shares_the_negatives_weight_and_masks_rows():
+    real, fake, mismatched = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [2.0]])
+    differs = torch.tensor([1.0, 0.0])
+    loss = losses.discriminator_loss(real, fake, mismatched, differs, weight=1.0, loss="hinge")
+    assert loss.tolist() == [0 + (2 + 3) / 2, 0 + 2 / 2]
+    assert losses.discriminator_loss(real, fake, mismatched, differs, 0.0, "hinge").tolist() == [2.0, 2.0]
+
+
+def test_r1_of_a_linear_discriminator():
+    """D(x) = w.x has gradient w everywhere: R1 = |w|^2 / 2, and its gradient with respect to w is w."""
+    w = torch.randn(3 * 4 * 4, requires_grad=True)
+    images = torch.randn(5, 3, 4, 4, requires_grad=True)
+    penalty = losses.r1_penalty((images.flatten(1) @ w)[:, None], images)
+    assert penalty.shape == (5,) and penalty.requires_grad
+    torch.testing.assert_close(penalty, (w.square().sum() / 2).expand(5))
+    penalty.mean().backward()
+    torch.testing.assert_close(w.grad, w.detach())
+
+
+def test_r1_is_per_picture_and_of_the_mean_over_scales():
+    images = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).requires_grad_()
+    logits = torch.stack([images.flatten().square(), 3 * images.flatten()], dim=1)  # d mean / dx = (2x + 3) / 2
+    torch.testing.assert_close(losses.r1_penalty(logits, images), torch.tensor([2.5**2 / 2, 3.5**2 / 2]))
+
+
+def test_feature_matching_compares_batch_means():
+    real = (torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+    fake = (torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    assert losses.feature_matching(real, fake).item() == (0.0 + 0.5) / 2
