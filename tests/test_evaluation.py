@@ -12,7 +12,6 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA
 from PIL import Image
 
 from evaluation.fid import FidOptions, fid
@@ -93,14 +92,11 @@ def random_weights(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def partial_weights(tmp_path_factory) -> Path:
+@pytest.fixture
+def partial_weights(real_data, tmp_path) -> Path:
     """The real Inception up to layer 768, zeros behind it."""
-    maker = REAL_DATA / "weights" / "make_inception_pth.py"
-    if not maker.is_file():
-        pytest.skip(f"no real Inception weights at {maker.parent}")
-    path = tmp_path_factory.mktemp("weights") / "to768.pth"
-    subprocess.run([sys.executable, maker, path], check=True)
+    path = tmp_path / "to768.pth"
+    subprocess.run([sys.executable, real_data / "weights" / "make_inception_pth.py", path], check=True)
     return path
 
 

@@ -1,0 +1,114 @@
+"""Prompts to pictures: seeds, names, sidecars, determinism, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.test_checkpoint import snapshot
+from toolkit import checkpoint, generate
+from toolkit.errors import UserError
+from toolkit.generate import GenerateOptions, clean_prompt, parse_seeds, slug
+from toolkit.sampling import load_generator
+
+
+@pytest.fixture
+def run(tmp_path):
+    checkpoint.save(tmp_path / "run", snapshot(5), keep=2)
+    return tmp_path / "run"
+
+
+def test_seeds():
+    assert parse_seeds("0,3,8-11") == [0, 3, 8, 9, 10, 11] and parse_seeds(" 5 ") == [5]
+    for bad in ("", "a", "3-1", "1,,2", "-1", "0-99999999"):
+        with pytest.raises(UserError, match="seeds is"):
+            parse_seeds(bad)
+
+
+def test_names_are_short_ascii_and_stay_in_the_folder():
+    assert slug("traditional Serbian ćevapi & onions!") == "traditional-serbian-cevapi-onions"
+    assert slug("../../etc/passwd") == "etc-passwd" and slug("Đuveč") == "djuvec" and slug("пљескавица") == "prompt"
+    assert len(slug("a b " * 200)) <= 60
+
+
+def test_prompts_are_cleaned_or_refused():
+    assert clean_prompt("  ćevapi ", "x") == "ćevapi"
+    for bad in ("", "   ", "a\x00b", "a\x1b[31m", "x" * 5000):
+        with pytest.raises(UserError, match="^here: "):
+            clean_prompt(bad, "here")
+
+
+def test_pictures_do_not_depend_on_the_batch(run):
+    trained = load_generator(run)
+    text = torch.nn.functional.normalize(torch.randn(9, 768, generator=torch.Generator().manual_seed(0)), dim=1)
+    seeds = list(range(9))
+    together = trained.sample(text, seeds, batch=9)
+    for batch in (1, 4):
+        difference = (trained.sample(text, seeds, batch).int() - together.int()).abs().max()
+        assert difference <= 1  # a rounding step of uint8
+    assert torch.equal(trained.sample(text[3:4], [3]), trained.sample(text[3:4], [3]))
+    assert not torch.equal(together[0], trained.sample(text[:1], [99])[0])
+
+
+def test_a_prompts_file_gives_pictures_with_sidecars(run, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("\ufeffćevapi\n\nburek with yogurt\n", encoding="utf-8")
+    options = GenerateOptions(
+        checkpoint=str(run), prompts_file=str(tmp_path / "prompts.txt"), seeds="0,7", out_dir=str(tmp_path / "out")
+    )
+    generate.main(options)
+    assert "4 pictures of 2 prompts" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert names == ["0000_cevapi_seed0.png", "0000_cevapi_seed7.png", "0001_burek-with-yogurt_seed0.png",
+                     "0001_burek-with-yogurt_seed7.png", "grid.png"]  # fmt: skip
+    sidecar = json.loads((tmp_path / "out" / "0000_cevapi_seed7.json").read_text(encoding="utf-8"))
+    assert (sidecar["prompt"], sidecar["seed"], sidecar["step"], sidecar["encoder"]) == ("ćevapi", 7, 5, "hashing")
+    again = tmp_path / "again"
+    generate.main(GenerateOptions(checkpoint=str(run), prompt=sidecar["prompt"], seeds="7", out_dir=str(again)))
+    first, second = (np.array(Image.open(folder / "0000_cevapi_seed7.png")) for folder in (tmp_path / "out", again))
+    assert np.abs(first.astype(int) - second.astype(int)).max() <= 1
+
+
+def test_embedding_files(run, tmp_path):
+    vector = np.random.default_rng(0).normal(size=768)
+    np.save(tmp_path / "v.npy", vector)
+    out = tmp_path / "out"
+    generate.main(GenerateOptions(checkpoint=str(run), embedding=str(tmp_path / "v.npy"), seeds="1", out_dir=str(out)))
+    expected = load_generator(run).sample(torch.tensor(vector / np.linalg.norm(vector)).float()[None], [1])[0]
+    picture = np.array(Image.open(out / "0000_v-0_seed1.png")).astype(int)
+    assert np.abs(picture - expected.permute(1, 2, 0).numpy()).max() <= 1
+    bad = {"width": vector[:512], "nan": np.full(768, np.nan), "zero": np.zeros(768), "rank": np.zeros((1, 1, 768))}
+    for name, array in bad.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(UserError, match=name):
+            generate.main(
+                GenerateOptions(checkpoint=str(run), embedding=str(tmp_path / f"{name}.npy"), out_dir=str(out))
+            )
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object))  # never unpickled when read
+    with pytest.raises(UserError, match="cannot be read"):
+        generate.main(GenerateOptions(checkpoint=str(run), embedding=str(tmp_path / "object.npy"), out_dir=str(out)))
+
+
+def test_interactive(run, tmp_path, monkeypatch):
+    lines = iter(["burek", "bad\x07prompt", "gibanica", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    generate.main(GenerateOptions(checkpoint=str(run), interactive=True, seeds="0", out_dir=str(tmp_path / "out")))
+    names = sorted(path.name for path in (tmp_path / "out").glob("0*.png"))
+    assert names == ["0000_burek_seed0.png", "0001_gibanica_seed0.png"]
+
+
+def test_exactly_one_kind_of_prompt():
+    with pytest.raises(UserError, match="exactly one"):
+        GenerateOptions(checkpoint="x")
+    with pytest.raises(UserError, match="exactly one"):
+        GenerateOptions(checkpoint="x", prompt="a", interactive=True)
+
+
+def test_another_encoder_is_refused_with_the_cosine(run, monkeypatch, tmp_path):
+    from toolkit.hashing_encoder import HashingEncoder
+
+    real = HashingEncoder.encode
+    monkeypatch.setattr(HashingEncoder, "encode", lambda self, captions: real(self, captions).roll(1, dims=1))
+    with pytest.raises(UserError, match=r"cosine -?0\.\d+"):
+        generate.main(GenerateOptions(checkpoint=str(run), prompt="burek", out_dir=str(tmp_path / "out")))

@@ -1,0 +1,178 @@
+"""The training step: what moves, what must not, and equality over accumulation, processes and resumption."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from toolkit.config import TrainConfig
+from toolkit.errors import UserError
+from toolkit.shard_reader import ShardSet
+from toolkit.trainer import Trainer, frozen
+
+TINY = {"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0, "g_norm": "group"}
+
+
+def trainer(shard_folder: Path, **options) -> Trainer:
+    config = TrainConfig(**{"data": str(shard_folder), **TINY, **options})
+    return Trainer(config, Accelerator(cpu=True), ShardSet(shard_folder))
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def distance(a: dict, b: dict) -> float:
+    return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
+
+
+def test_a_step_moves_both_networks_and_the_average(shard_folder):
+    one = trainer(shard_folder, ema_decay=0.5)
+    before = weights(one.G), weights(one.D), weights(one.ema.module)
+    stats = one.step()
+    after = weights(one.G), weights(one.D), weights(one.ema.module)
+    assert all(distance(a, b) > 0 for a, b in zip(before, after, strict=True))
+    expected = {name: (before[0][name] + after[0][name]) / 2 for name in after[0]}
+    assert distance(expected, after[2]) < 1e-6
+    assert one.step_number == 1 and one.position == 8
+    assert set(stats) >= {"loss_d", "loss_g", "logit_real", "logit_fake", "logit_mismatched", "r1", "grad_norm_g"}
+    assert all(value.isfinite() for value in stats.values())
+
+
+def test_the_g_phase_leaves_d_alone_and_d_is_thawed_even_after_an_error(shard_folder):
+    one = trainer(shard_folder)
+    batch = one._next_batches()[0]
+    from toolkit.draws import StepDraws
+
+    before = {name: value.clone() for name, value in one.D.named_parameters()}
+    with pytest.raises(RuntimeError), frozen(one.D):
+        loss, _ = one.generator_loss(batch, StepDraws(0, 8, 0, 0))
+        loss.backward()
+        assert all(parameter.grad is None for parameter in one.D.parameters())
+        assert any(parameter.grad is not None for parameter in one.G.parameters())
+        raise RuntimeError
+    assert all(parameter.requires_grad for parameter in one.D.parameters())
+    assert all(torch.equal(before[name], value) for name, value in one.D.named_parameters())
+
+
+def test_accumulation_equals_the_whole_batch(shard_folder):
+    """Gradients of D and G from 4 micro-batches of 2 against one of 8, R1 and mismatched captions included."""
+    norms = []
+    for batch_gpu in (None, 2):
+        one = trainer(shard_folder, batch_gpu=batch_gpu)
+        stats = one.step()
+        norms.append((stats["grad_norm_d"].item(), stats["grad_norm_g"].item()))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_lazy_r1_appears_at_its_interval_and_every_option_trains(shard_folder):
+    one = trainer(shard_folder, r1_interval=2, d_steps=2, loss="nonsaturating", feature_matching=1.0, grad_clip=1.0,
+                  diffaug="color,translation,cutout,flip", g_norm="batch", ema_kimg=0.1, ema_ramp=True)  # fmt: skip
+    seen = [one.step() for _ in range(3)]
+    assert ["r1" in stats for stats in seen] == [True, False, True]
+    assert all("feature_matching" in stats for stats in seen) and one.position == 3 * 2 * 8
+
+
+def test_bf16_stays_close_to_fp32_and_r1_is_exact(shard_folder):
+    """R1 is computed in fp32 inside the prepared D: equal to the fp32 run's, while the logits are rounded."""
+    from accelerate.state import AcceleratorState
+
+    exact = trainer(shard_folder).step()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = TrainConfig(data=str(shard_folder), **TINY)
+    rounded = Trainer(config, Accelerator(cpu=True, mixed_precision="bf16"), ShardSet(shard_folder)).step()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert rounded["r1"].item() == pytest.approx(exact["r1"].item(), rel=1e-5)
+    assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.05)
+
+
+def run_training(shard_folder: Path, out_dir: Path, *arguments: str, processes: int = 1, code: int = 0) -> str:
+    """toolkit/train.py as users start it, from another folder. Returns stderr."""
+    options = {**TINY, "log_every": 2, "sample_every": 100, "ckpt_every": 100, "r1_interval": 3, "n_sample": 6}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    launcher = [sys.executable] if processes == 1 else [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
+    ]  # fmt: skip
+    script = str(REPOSITORY / "toolkit" / "train.py")
+    command = [*launcher, script, *flags, "--data", str(shard_folder), "--out_dir", str(out_dir), *arguments]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=out_dir.parent, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stderr
+
+
+FILES = ("generator.safetensors", "networks.safetensors", "optimizers.safetensors")
+
+
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(shard_folder, tmp_path):
+    """9 steps against 5 + 4 in a new process, in the middle of an epoch (24 pictures) and between R1 steps."""
+    run_training(shard_folder, tmp_path / "whole", "--iters", "9")
+    run_training(shard_folder, tmp_path / "parts", "--iters", "5")
+    said = run_training(
+        shard_folder,
+        tmp_path / "parts",
+        "--iters",
+        "9",
+        "--resume_from",
+        "latest",
+        "--workers",
+        "2",
+        "--batch_gpu",
+        "8",
+    )
+    assert "resuming from" in said and "at step 5" in said
+    for name in FILES:
+        whole, parts = ((tmp_path / run / "ckpt_0000009" / name).read_bytes() for run in ("whole", "parts"))
+        assert whole == parts, name
+    logs = [(tmp_path / run / "training_log.json").read_text().splitlines() for run in ("whole", "parts")]
+    assert len(logs[0]) == 5 and len(logs[1]) == 6  # the run of 5 logged its last step too
+    for name in ("config.yaml", "reals.png", "sample_0000009.png", "sample_captions.txt", "training_plots.png"):
+        assert (tmp_path / "parts" / name).stat().st_size > 0
+
+
+@pytest.mark.dist
+def test_two_processes_equal_one(shard_folder, tmp_path):
+    """Same global batch, same draws: weights after 4 steps agree; with batch-independent norm in G."""
+    run_training(shard_folder, tmp_path / "one", "--iters", "4", "--lr_g", "1e-5", "--lr_d", "1e-5")
+    run_training(shard_folder, tmp_path / "two", "--iters", "4", "--lr_g", "1e-5", "--lr_d", "1e-5", processes=2)
+    one, two = (load_file(tmp_path / run / "ckpt_0000004" / FILES[1]) for run in ("one", "two"))
+    assert distance(one, two) < 2e-5
+    moments = [load_file(tmp_path / run / "ckpt_0000004" / FILES[2]) for run in ("one", "two")]
+    for name in (name for name in moments[0] if name.endswith("exp_avg_sq")):
+        torch.testing.assert_close(moments[0][name], moments[1][name], rtol=2e-2, atol=1e-7)
+
+
+def test_refusals_are_one_line(shard_folder, tmp_path):
+    run_training(shard_folder, tmp_path / "run", "--iters", "1")
+    cases = [
+        (["--iters", "2"], 1, "holds checkpoints of an earlier run"),
+        (["--iters", "2", "--resume_from", "latest", "--base_ch", "8"], 1, "another architecture (base_ch 4 -> 8)"),
+        (["--data", str(tmp_path / "none")], 1, "no shard folder at"),
+        (["--resolution", "32"], 1, "pass --resolution 16"),
+        (["--cond_dim", "512"], 1, "pass --cond_dim 768"),
+        (["--bath", "4"], 2, "did you mean 'batch'?"),
+    ]
+    for arguments, code, words in cases:
+        lines = run_training(shard_folder, tmp_path / "run", *arguments, code=code).strip().splitlines()
+        assert words in lines[-1] and not any("Traceback" in line for line in lines), lines
+    assert [path.name for path in (tmp_path / "run").glob("ckpt_*")] == ["ckpt_0000001"]
+
+
+def test_other_data_is_refused_on_resume(shard_folder, tmp_path):
+    one = trainer(shard_folder)
+    from toolkit.snapshot import restore_snapshot, take_snapshot
+
+    snapshot = take_snapshot(one)
+    other = trainer(shard_folder)
+    manifest = other.shards.manifest
+    other.shards.manifest = dataclasses.replace(manifest, shards=manifest.shards[:1])
+    with pytest.raises(UserError, match="not those the checkpoint was trained on"):
+        restore_snapshot(other, snapshot)
+    restore_snapshot(trainer(shard_folder), snapshot)
