@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 Colour = tuple[int, int, int]
+HOLE = (0, 0, 0, 0)  # transparent: what lies below shows through
 Point = tuple[float, float]
 
 # At least 80 levels apart in RGB, so that the nearest of them survives lighting, blur and noise.
@@ -25,9 +26,11 @@ COLOURS: dict[str, Colour] = {
 
 # Shares of the picture's width.
 PLATE_RADIUS = 0.455
-DISH_RADIUS = 0.295
-GARNISH_RADIUS = 0.098
-GARNISH_CENTRE: Point = (0.5 + 0.262, 0.5 + 0.262)
+DISH_RADIUS = 0.285
+# A little up and left, so that the garnish at the lower right hardly touches the dish.
+DISH_CENTRE: Point = (0.478, 0.478)
+GARNISH_RADIUS = 0.093
+GARNISH_CENTRE: Point = (0.76, 0.76)
 
 
 class Pen:
@@ -49,8 +52,8 @@ class Pen:
         (x, y), (c, s) = point, self.turn
         return self.origin[0] + self.unit * (c * x - s * y), self.origin[1] + self.unit * (s * x + c * y)
 
-    def disc(self, centre: Point, radius: float, colour: Colour) -> None:
-        """Fill a circle."""
+    def disc(self, centre: Point, radius: float, colour: tuple[int, ...]) -> None:
+        """Fill a circle; the colour `HOLE` cuts it out."""
         (x, y), r = self.place(centre), radius * self.unit
         self.draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
 
@@ -60,9 +63,7 @@ class Pen:
 
     def stroke(self, points: list[Point], thickness: float, colour: Colour) -> None:
         """Draw a line with round joints and ends."""
-        self.draw.line(
-            [self.place(point) for point in points], colour, round(thickness * self.unit), joint="curve"
-        )
+        self.draw.line([self.place(point) for point in points], colour, round(thickness * self.unit), joint="curve")
         for end in (points[0], points[-1]):
             self.disc(end, thickness / 2, colour)
 
@@ -85,35 +86,37 @@ def wavy(radius: float, depth: float, waves: int, phase: float, centre: Point = 
 
 def draw_cevapi(pen: Pen, rng: np.random.Generator) -> None:
     """Four grilled finger-shaped sausages side by side."""
-    for row in range(4):
-        y, slide = 0.51 * (row - 1.5), rng.uniform(-0.07, 0.07)
-        half = 0.72 if row in (1, 2) else 0.58
-        left, right = (slide - half, y), (slide + half, y)
-        pen.stroke([left, right], 0.46, (92, 46, 24))
-        pen.stroke([(left[0], y - 0.04), (right[0], y - 0.04)], 0.34, (150, 82, 44))
-        pen.stroke([(left[0], y - 0.11), (right[0] - 0.2, y - 0.11)], 0.09, (196, 128, 82))
-        for x in (-0.45, 0.0, 0.45):
-            pen.stroke([(slide + x - 0.06, y - 0.14), (slide + x + 0.06, y + 0.14)], 0.09, (74, 34, 18))
+    for row, half in enumerate((0.62, 0.72, 0.68, 0.5)):
+        y, slide = 0.51 * (row - 1.5), rng.uniform(-0.05, 0.05) - (0.12 if row == 3 else 0.0)
+        left, right = slide - half, slide + half
+        pen.stroke([(left, y), (right, y)], 0.43, (96, 46, 22))
+        pen.stroke([(left, y - 0.03), (right, y - 0.03)], 0.33, (152, 82, 42))
+        pen.stroke([(left, y - 0.11), (right - 0.15, y - 0.11)], 0.09, (206, 136, 88))
+        for x in (-0.36, 0.06, 0.48):
+            if x < half - 0.1:
+                pen.stroke([(slide + x - 0.05, y - 0.13), (slide + x + 0.05, y + 0.13)], 0.08, (92, 42, 20))
 
 
 def draw_burek(pen: Pen, rng: np.random.Generator) -> None:
     """A coiled pie: one golden rope of filled pastry wound into a spiral."""
-    turns = 2.3
-    path = [polar(0.06 + 0.72 * i / 90, 2 * pi * turns * i / 90) for i in range(91)]
-    pen.disc((0.0, 0.0), 0.78, (150, 84, 28))
-    pen.stroke(path, 0.42, (150, 84, 28))
-    pen.stroke(path, 0.25, (238, 172, 66))
-    pen.stroke([(x - 0.03, y - 0.04) for x, y in path[8:]], 0.07, (255, 216, 130))
+    # The radius stops growing for the last turn, which makes the outline round.
+    path = [polar(min(0.04 + 0.0113 * i, 0.76), 2 * pi * 3.0 * i / 100 + 0.5) for i in range(101)]
+    pen.disc((0.0, 0.0), 0.9, (158, 88, 28))
+    pen.stroke(path, 0.36, (158, 88, 28))
+    pen.stroke(path, 0.235, (242, 178, 66))
+    pen.stroke([(x - 0.02, y - 0.04) for x, y in path[8:]], 0.07, (255, 222, 140))
     for angle in rng.uniform(0, 2 * pi, 6):
-        pen.disc(polar(0.78, angle), 0.05, (190, 112, 36))
+        pen.disc(polar(rng.uniform(0.3, 0.7), angle), 0.045, (110, 58, 20))
 
 
 def draw_fried_egg(pen: Pen, rng: np.random.Generator) -> None:
     """A wobbly white with a crisp edge and a shining yolk."""
     phase = rng.uniform(-0.5, 0.5)
-    pen.shape(wavy(0.94, 0.11, 3, phase), (206, 150, 88))
-    pen.shape(wavy(0.86, 0.11, 3, phase), (255, 254, 250))
-    yolk = (0.02 + rng.uniform(-0.06, 0.06), -0.02 + rng.uniform(-0.06, 0.06))
+    for size, colour in ((0.92, (206, 146, 80)), (0.845, (255, 254, 250))):
+        angles = [2 * pi * i / 72 for i in range(72)]
+        swing = [0.06 * sin(3 * a + phase) + 0.05 * sin(5 * a - phase + 1.0) for a in angles]
+        pen.shape([polar(size + s, a) for a, s in zip(angles, swing, strict=True)], colour)
+    yolk = (0.02 + rng.uniform(-0.08, 0.08), -0.02 + rng.uniform(-0.08, 0.08))
     pen.disc(yolk, 0.45, (240, 146, 20))
     pen.disc((yolk[0] - 0.03, yolk[1] - 0.03), 0.39, (255, 190, 40))
     pen.disc((yolk[0] - 0.15, yolk[1] - 0.16), 0.11, (255, 244, 190))
@@ -150,12 +153,7 @@ def draw_donut(pen: Pen, rng: np.random.Generator) -> None:
         ends = [(x - reach[0], y - reach[1]), (x + reach[0], y + reach[1])]
         pen.stroke(ends, 0.085, sprinkles[i % len(sprinkles)])
     pen.disc((0.0, 0.0), 0.37, (188, 116, 54))
-    pen.draw.ellipse(_box(pen, (0.02, 0.03), 0.31), fill=(0, 0, 0, 0))
-
-
-def _box(pen: Pen, centre: Point, radius: float) -> tuple[float, float, float, float]:
-    (x, y), r = pen.place(centre), radius * pen.unit
-    return x - r, y - r, x + r, y + r
+    pen.disc((0.02, 0.03), 0.31, HOLE)
 
 
 def draw_watermelon(pen: Pen, rng: np.random.Generator) -> None:
@@ -164,7 +162,7 @@ def draw_watermelon(pen: Pen, rng: np.random.Generator) -> None:
     pen.shape(arc(1.12, 0, pi, top), (28, 112, 58))
     pen.shape(arc(1.00, 0, pi, top), (214, 240, 176))
     pen.shape(arc(0.88, 0, pi, top), (240, 62, 78))
-    pen.shape([*arc(0.88, 0, pi, top)[-3:], (-0.3, -0.42), (-0.3, -0.5)], (255, 110, 116))
+    pen.shape(arc(0.74, 0, pi, top), (248, 82, 92))
     for i in range(5):
         angle = pi * (i + 0.5 + rng.uniform(-0.12, 0.12)) / 5
         seed = polar(0.58 if i % 2 == 0 else 0.34, angle, top)
@@ -173,8 +171,8 @@ def draw_watermelon(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_sushi(pen: Pen, rng: np.random.Generator) -> None:
     """Three maki rolls: seaweed, rice, salmon."""
-    for angle in (-pi / 2, pi / 6, 5 * pi / 6):
-        spot = polar(0.57 + rng.uniform(-0.02, 0.02), angle + rng.uniform(-0.05, 0.05), (0.0, 0.05))
+    for angle in (-5 * pi / 6, -pi / 6, pi / 2):
+        spot = polar(0.58 + rng.uniform(-0.02, 0.02), angle + rng.uniform(-0.05, 0.05), (0.0, -0.05))
         pen.disc(spot, 0.51, (22, 40, 38))
         pen.disc(spot, 0.385, (255, 255, 250))
         pen.disc(spot, 0.225, (255, 116, 66))
@@ -220,10 +218,13 @@ def draw_lemon(pen: Pen) -> None:
 
 def draw_chili(pen: Pen) -> None:
     """A bent red pod with a green stem."""
-    outer, inner = arc(1.0, 0.1 * pi, 0.95 * pi, (0.0, -0.45)), arc(0.72, 0.95 * pi, 0.1 * pi, (0.16, -0.62))
-    pen.shape([*outer, *inner], (186, 10, 26))
-    pen.stroke(arc(0.82, 0.15 * pi, 0.5 * pi, (0.06, -0.5)), 0.12, (255, 110, 96))
-    pen.stroke([(0.9, -0.2), (0.98, -0.62)], 0.26, (40, 128, 50))
+    for grown, colour in ((0.1, (120, 0, 18)), (0.0, (214, 18, 34))):
+        outer = arc(0.98 + grown, 0.0, 0.92 * pi, (-0.1, -0.5))
+        inner = arc(0.52 - grown, 0.92 * pi, 0.0, (0.0, -0.58))
+        pen.shape([*outer, *inner], colour)
+    pen.stroke(arc(0.74, 0.12 * pi, 0.5 * pi, (-0.04, -0.54)), 0.12, (255, 140, 120))
+    pen.stroke([(0.4, -0.54), (0.86, -0.54)], 0.3, (22, 100, 40))
+    pen.stroke([(0.64, -0.58), (0.54, -1.0)], 0.24, (40, 140, 56))
 
 
 DISH_PAINTERS: dict[str, Callable[[Pen, np.random.Generator], None]] = {
@@ -276,20 +277,18 @@ def _lay(picture: Image.Image, layer: Image.Image) -> None:
     picture.paste(layer, mask=mask)
 
 
-def draw_plate_of(
-    dish: str, plate: str, table: str, garnish: str, size: int, rng: np.random.Generator
-) -> Image.Image:
+def draw_plate_of(dish: str, plate: str, table: str, garnish: str, size: int, rng: np.random.Generator) -> Image.Image:
     """Draw one RGB picture of `size` x `size` pixels.
 
     The nuisance (pose, lighting, toppings) comes from `rng` only, drawn in an order that does not depend on
     `size`: the same generator state gives the same scene at every size.
     """
-    width = size * (8 if size <= 32 else 4)
+    width = size * (6 if size <= 32 else 4)
     picture = _draw_plate(width, table, plate)
     shift_x, shift_y = rng.uniform(-0.02, 0.02, 2)
     scale, turn, light = rng.uniform(0.95, 1.05), rng.uniform(-0.2, 0.2), rng.uniform(0.96, 1.04)
     side_x, side_y, twist = rng.uniform(-0.008, 0.008), rng.uniform(-0.008, 0.008), rng.uniform(-0.2, 0.2)
-    pen = Pen(width, (0.5 + shift_x, 0.5 + shift_y), DISH_RADIUS * scale, turn)
+    pen = Pen(width, (DISH_CENTRE[0] + shift_x, DISH_CENTRE[1] + shift_y), DISH_RADIUS * scale, turn)
     DISH_PAINTERS[dish](pen, rng)
     _lay(picture, pen.layer)
     if garnish in GARNISH_PAINTERS:

@@ -53,7 +53,9 @@ def test_damage_is_named_and_the_previous_one_is_found(tmp_path, name, damage):
     else:
         data[len(data) // 2] ^= 16
         path.write_bytes(bytes({"flip": data, "truncate": data[: len(data) // 2], "empty": b""}[damage]))
-    blamed = r"\w+\.(safetensors|json)" if (name, damage) == (MANIFEST, "flip") else name  # a changed hash blames its file
+    blamed = (
+        r"\w+\.(safetensors|json)" if (name, damage) == (MANIFEST, "flip") else name
+    )  # a changed hash blames its file
     with pytest.raises(UserError, match=blamed):
         checkpoint.load(newer)
     found, passed_over = checkpoint.newest_valid(tmp_path)

@@ -46,12 +46,10 @@ def decode_picture(data: bytes, background: tuple[int, int, int] = (255, 255, 25
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit grey ('I;16', and 'I' from older files) scaled to 'L'; Pillow's own convert would clip at 255."""
+    """16-bit grey ('I;16'; of our formats only PNG has it) scaled to 'L'; Pillow's own convert would clip at 255."""
     if not picture.mode.startswith("I"):
         return picture
-    values = np.asarray(picture).astype(np.float64)
-    if values.max(initial=0) > 255:
-        values = values / 257  # 65535 -> 255
+    values = np.asarray(picture).astype(np.float64) / 257  # 65535 -> 255; by the format, not by the largest value
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 

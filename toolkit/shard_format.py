@@ -78,7 +78,9 @@ class Manifest:
             if fields["version"] != FORMAT_VERSION:
                 raise UserError(f"{path} has format version {fields['version']}, this toolkit reads {FORMAT_VERSION}")
             shards = tuple(ShardFile(**shard) for shard in fields["shards"])
-            return cls(**{**fields, "shards": shards, "encoder": EncoderIdentity.from_json(fields["encoder"])})
+            identity = EncoderIdentity.from_json(fields["encoder"])
+            identity.vectors()  # ValueError if they do not fit the width
+            return cls(**{**fields, "shards": shards, "encoder": identity})
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}); build the shards again") from None
 
@@ -102,6 +104,8 @@ def index_tar(path: Path, shard: int) -> np.ndarray:
                     rows.append([shard, 0, 0, 0, 0, 0, 0])
                     last_key = key
                 if column := columns.get(suffix.lower()):
+                    if rows[-1][column]:  # of two neighbours with one key only one sample would be left
+                        raise UserError(f"{path}: {member.name} stands twice; sample names must differ")
                     rows[-1][column : column + 2] = member.offset_data, member.size
             end = tar.offset
     except tarfile.TarError as error:

@@ -79,7 +79,7 @@ class ShardSet:
         path = self.folder / INDEX_NAME
         try:
             index = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read ({error}); build the shards again") from None
         if index.shape != (self.manifest.samples, len(INDEX_COLUMNS)):
             raise UserError(f"{path} lists {len(index)} samples, the manifest {self.manifest.samples}; build again")

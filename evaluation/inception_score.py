@@ -1,0 +1,104 @@
+"""Inception Score of one source of pictures: JSON with the number and how it was made."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.inception import features, load_extractor, pick_device
+from evaluation.sources import open_source
+from toolkit.command_line import run
+from toolkit.errors import UserError, check
+
+SHUFFLE_SEED = 2020
+"""torch-fidelity's; splits of sorted pictures would hold few classes each."""
+CUSTOMARY_COUNT = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionScoreOptions:
+    """Inception Score (higher is better; knows nothing of the real pictures, so report it beside FID)."""
+
+    fake: Path
+    """What is scored: a picture folder, a shard folder or a checkpoint."""
+    count: int | None = None
+    """Number of pictures, drawn by seed (default: all; a checkpoint draws one a prompt)."""
+    splits: int = 10
+    """Parts that the mean and the deviation are taken over."""
+    size: int | None = None
+    """Centre-crop and resize every picture to this many pixels (default: as they are)."""
+    weights: Path | None = None
+    """torch-fidelity's Inception weights file (default: its download)."""
+    prompts: Path | None = None
+    """Prompts for a checkpoint: a shard folder, or a text file with one a line."""
+    encoder_weights: Path | None = None
+    """Local weights of the checkpoint's text encoder, for prompts from a text file."""
+    batch: int = 32
+    """Pictures at a time."""
+    seed: int = 0
+    """Chooses the pictures, and the noise of a checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
+    """exp(mean KL(p(y|x) || p(y))) per split -> (mean, standard deviation) over the splits, in [1, classes].
+
+    `logits` [N, classes] without the bias of the last layer, as torch-fidelity takes them. Salimans et al. 2016
+    (arXiv:1606.03498, section 4); order of operations of torch-fidelity 0.4 metric_isc.py, so values are equal.
+    UserError if there are fewer pictures than splits (torch-fidelity returns NaN then).
+    """
+    count = len(logits)
+    check(splits > 0, "splits", splits, "at least 1")
+    if count < splits:
+        raise UserError(f"{count} pictures are fewer than {splits} splits; lower --splits or raise --count")
+    logits = logits[np.random.RandomState(SHUFFLE_SEED).permutation(count)].double()
+    scores = []
+    for i in range(splits):
+        part = logits[i * count // splits : (i + 1) * count // splits]
+        p, log_p = part.softmax(dim=1), part.log_softmax(dim=1)
+        divergence = p * (log_p - p.mean(dim=0, keepdim=True).log())
+        divergence = divergence.where(p > 0, 0.0)  # 0 log 0; NaN otherwise for a class no picture of the split has
+        scores.append(divergence.sum(dim=1).mean().exp().item())
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def main(options: InceptionScoreOptions) -> None:
+    print(json.dumps(score(options), indent=1, ensure_ascii=False))
+
+
+def score(options: InceptionScoreOptions) -> dict:
+    """The report: "inception_score", "inception_score_std", "protocol", "notes". Raises UserError."""
+    check(options.batch > 0, "batch", options.batch, "at least 1")
+    device = pick_device(options.device)
+    source = open_source(
+        options.fake, options.count, options.size, options.seed, options.prompts, device, options.encoder_weights
+    )
+    if source.count < options.splits:  # before minutes of Inception
+        inception_score(torch.empty(source.count, 1), options.splits)
+    extractor = load_extractor("logits_unbiased", options.weights, device)
+    mean, deviation = inception_score(features(source, extractor, options.batch), options.splits)
+    small = [f"biased low: N < {CUSTOMARY_COUNT:,} ({source.count:,}); compare only with values at equal N"]
+    return {
+        "inception_score": mean,
+        "inception_score_std": deviation,
+        "protocol": {
+            "fake": source.name,
+            "n_fake": source.count,
+            "splits": options.splits,
+            "resolution": f"{source.width}x{source.height}",
+            "checkpoint": source.name if source.kind == "checkpoint" else None,
+            "prompts": source.prompts,
+            "seed": options.seed,
+            "batch": options.batch,
+            **extractor.protocol(),
+        },
+        "notes": small if source.count < CUSTOMARY_COUNT else [],
+    }
+
+
+if __name__ == "__main__":
+    run(main, InceptionScoreOptions)

@@ -1,0 +1,131 @@
+"""The questions a shard folder can be asked, each answered with ok, BAD or not checked.
+
+(No `__init__.py` in this folder: when a script in shards/ is started by its path, shards/ stands first on sys.path, and
+a package named `inspect` there would hide the standard library's. A namespace package never does.)
+"""
+
+import io
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from toolkit.decoding import FORMATS, decode_picture
+from toolkit.errors import UserError
+from toolkit.shard_format import INDEX_NAME, Manifest, file_sha256
+from toolkit.shard_reader import Sample, ShardSet
+from toolkit.text_encoder import SAME_ENCODER_COSINE, load_encoder
+
+
+class Check(NamedTuple):
+    """One answer."""
+
+    name: str
+    state: Literal["ok", "BAD", "not checked"]
+    detail: str
+
+
+def judge(name: str, failures: list[str], detail: str) -> Check:
+    """ok with `detail`, or BAD with the number of failures and the first three."""
+    if not failures:
+        return Check(name, "ok", detail)
+    return Check(name, "BAD", f"{len(failures)} failed: {'; '.join(failures[:3])}")
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> tuple[Check, ShardSet | None]:
+    """Do the shards and the index fit the manifest? With the opened set if they do."""
+    try:
+        shard_set = ShardSet(folder)
+    except UserError as error:
+        return Check("sizes", "BAD", str(error)), None
+    total = sum(shard.samples for shard in manifest.shards)
+    failures = [] if total == manifest.samples else [f"shards sum to {total}, manifest says {manifest.samples}"]
+    return judge("sizes", failures, f"{len(manifest.shards)} shards as long as the manifest says"), shard_set
+
+
+def check_hashes(folder: Path, manifest: Manifest) -> Check:
+    """Reads every byte."""
+    expected = {shard.name: shard.sha256 for shard in manifest.shards} | {INDEX_NAME: manifest.index_sha256}
+    missing = [f"{name} is missing" for name in expected if not (folder / name).is_file()]
+    changed = [
+        f"{name} has changed since it was written"
+        for name, sha256 in expected.items()
+        if (folder / name).is_file() and file_sha256(folder / name) != sha256
+    ]
+    return judge("sha256", missing + changed, f"{len(expected)} files equal to what was written")
+
+
+def read_evenly(shard_set: ShardSet, count: int) -> tuple[list[Sample], Check]:
+    """Up to `count` samples spread over the whole set; the reader checks caption text, width, count and NaN."""
+    numbers = sorted({i * len(shard_set) // count for i in range(count)})
+    samples, failures = [], []
+    for number in numbers:
+        try:
+            samples.append(shard_set.read(number))
+        except UserError as error:
+            failures.append(str(error))
+    return samples, judge("samples", failures, f"{len(numbers)} read, evenly spread")
+
+
+def check_pictures(samples: list[Sample], resolution: int) -> Check:
+    """Does every picture decode fully, at the manifest's size?"""
+    failures = []
+    for sample in samples:
+        try:
+            size = decode_picture(sample.picture).size
+            if size != (resolution, resolution):
+                failures.append(f"{size[0]}x{size[1]} px under the caption '{sample.captions[0]}'")
+        except UserError as error:
+            failures.append(f"{error} under the caption '{sample.captions[0]}'")
+    return judge("pictures", failures, f"decode at {resolution}x{resolution} px")
+
+
+def picture_format(sample: Sample) -> str:
+    """'JPEG', 'PNG', 'WEBP', or 'unknown'."""
+    try:
+        return Image.open(io.BytesIO(sample.picture), formats=FORMATS).format
+    except OSError:
+        return "unknown"
+
+
+def check_captions(samples: list[Sample]) -> Check:
+    """The reader has refused what is no UTF-8; what is left may still be blank."""
+    captions = [caption for sample in samples for caption in sample.captions]
+    failures = ["blank caption" for caption in captions if not caption.strip()]
+    return judge("captions", failures, f"{len(captions)} read, none blank")
+
+
+def check_embeddings(samples: list[Sample], dimension: int) -> Check:
+    """The reader has refused other widths and NaN, and scaled to unit length; a zero vector stays one."""
+    vectors = torch.cat([sample.vectors for sample in samples])
+    lengths = vectors.norm(dim=1)
+    failures = [f"length {length:.3f}, expected 1" for length in lengths.tolist() if abs(length - 1) > 1e-3]
+    return judge("embeddings", failures, f"{dimension}-d, finite, unit length")
+
+
+def check_encoder(samples: list[Sample], manifest: Manifest, name: str, weights: Path | None) -> Check:
+    """Do these embeddings belong to this encoder? Encodes the captions again and compares.
+
+    The control is the mean cosine between embeddings and *other* captions: far below it would be a coincidence,
+    near 1 would mean that the embeddings tell no captions apart.
+    """
+    try:
+        encoder = load_encoder(name, weights)
+    except UserError as error:
+        return Check("encoder", "not checked", str(error))
+    captions = [caption for sample in samples for caption in sample.captions]
+    text = torch.cat([sample.vectors for sample in samples])
+    if encoder.dimension != text.shape[1]:
+        return Check("encoder", "BAD", f"{name} makes {encoder.dimension}-d vectors, these are {text.shape[1]}-d")
+    cosines = text @ encoder.encode(captions).T
+    own, probes = cosines.diagonal(), manifest.encoder.cosine(encoder)
+    other = cosines[torch.from_numpy(np.array(captions)[:, None] != np.array(captions))]
+    control = f"{other.mean():.3f}" if len(other) else "none, all captions are equal"
+    detail = (
+        f"{name}: cosine mean {own.mean():.4f}, min {own.min():.4f} over {len(captions)} captions encoded again, "
+        f"probe captions min {probes:.4f}; other captions (control) {control}"
+    )
+    same = min(float(own.min()), probes) >= SAME_ENCODER_COSINE
+    return Check("encoder", "ok" if same else "BAD", detail)

@@ -1,0 +1,273 @@
+"""Every kind of picture file against pixels computed without the code under test; everything else refused by name."""
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toolkit.decoding import BadPicture, decode_picture, fit_square, read_picture
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
+ALPHA = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
+TEAL = (0, 128, 128)
+
+
+def encode(picture: Image.Image | np.ndarray, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    picture = decode_picture(data, background)
+    assert picture.mode == "RGB"
+    return np.asarray(picture).astype(int)
+
+
+def over(colour: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
+    """Porter-Duff 'over' on an opaque ground, in exact arithmetic."""
+    share = alpha[..., None] / 255
+    return colour * share + np.array(background) * (1 - share)
+
+
+def grey_as_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None].astype(int), 3, axis=2)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
+def test_colour_is_unchanged(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert (decoded(encode(COLOUR, kind, **options)) == COLOUR).all()
+
+
+def test_grey_is_three_equal_channels() -> None:
+    assert (decoded(encode(GREY, "PNG")) == grey_as_rgb(GREY)).all()
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = GREY > 127
+    assert (decoded(encode(Image.fromarray(bits), "PNG")) == grey_as_rgb(bits * 255)).all()
+
+
+def palette_picture() -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """Palette picture, its indices and its palette."""
+    indices, palette = GREY % 7, RNG.integers(0, 256, (7, 3), dtype=np.uint8)
+    picture = Image.fromarray(indices.astype(np.uint8), mode="P")
+    picture.putpalette(palette.tobytes())
+    return picture, indices, palette
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP"])
+def test_palette_is_looked_up(kind: str) -> None:
+    picture, indices, palette = palette_picture()
+    assert (decoded(encode(picture, kind)) == palette[indices]).all()
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0), TEAL])
+class TestTransparency:
+    def test_rgba(self, background) -> None:
+        picture = np.dstack([COLOUR, ALPHA])
+        expected = over(COLOUR, ALPHA, background)
+        assert np.abs(decoded(encode(picture, "PNG"), background) - expected).max() <= 1
+        webp = encode(picture, "WEBP", lossless=True, exact=True)
+        assert np.abs(decoded(webp, background) - expected).max() <= 1
+
+    def test_fully_transparent_is_exactly_the_background(self, background) -> None:
+        picture = np.dstack([COLOUR, np.zeros_like(ALPHA)])
+        assert (decoded(encode(picture, "PNG"), background) == background).all()
+
+    def test_grey_with_alpha(self, background) -> None:
+        picture = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
+        expected = over(grey_as_rgb(GREY), ALPHA, background)
+        assert np.abs(decoded(encode(picture, "PNG"), background) - expected).max() <= 1
+
+    def test_palette_with_alpha_per_entry(self, background) -> None:
+        picture, indices, palette = palette_picture()
+        alphas = np.array([0, 255, 128, 255, 10, 255, 200], dtype=np.uint8)
+        data = encode(picture, "PNG", transparency=alphas.tobytes())
+        assert np.abs(decoded(data, background) - over(palette[indices], alphas[indices], background)).max() <= 1
+
+    def test_palette_with_one_transparent_entry(self, background) -> None:
+        picture, indices, palette = palette_picture()
+        expected = np.where((indices == 3)[..., None], background, palette[indices])
+        for kind in ("PNG", "GIF"):
+            assert (decoded(encode(picture, kind, transparency=3), background) == expected).all()
+
+    def test_transparent_colour(self, background) -> None:
+        """PNG tRNS: one RGB or grey value means 'nothing here'."""
+        key = tuple(int(value) for value in COLOUR[2, 3])
+        expected = np.where((key == COLOUR).all(axis=2)[..., None], background, COLOUR)
+        assert (decoded(encode(COLOUR, "PNG", transparency=key), background) == expected).all()
+        expected = np.where((GREY[2, 3] == GREY)[..., None], background, grey_as_rgb(GREY))
+        assert (decoded(encode(GREY, "PNG", transparency=int(GREY[2, 3])), background) == expected).all()
+
+
+def test_sixteen_bit_grey_is_scaled() -> None:
+    """65535 is white; a plain conversion would clip everything from 256 on."""
+    deep = RNG.integers(0, 65536, (9, 13), dtype=np.uint16)
+    expected = grey_as_rgb(np.round(deep / 257))
+    assert (decoded(encode(Image.fromarray(deep), "PNG")) == expected).all()
+
+
+def test_dark_sixteen_bit_grey_stays_dark() -> None:
+    deep = RNG.integers(0, 256, (9, 13), dtype=np.uint16)
+    assert decoded(encode(Image.fromarray(deep), "PNG")).max() <= 1
+
+
+def test_sixteen_bit_colour_keeps_the_high_byte() -> None:
+    deep = RNG.integers(0, 65536, (9, 13, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    data = png(13, 9, rows, depth=16, colour=2)
+    assert np.abs(decoded(data) - deep / 257).max() <= 1
+
+
+def png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 2) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("cmyk", [(0, 0, 0, 0), (255, 0, 0, 0), (0, 200, 100, 0), (30, 60, 90, 120), (0, 0, 0, 255)])
+def test_cmyk(cmyk: tuple[int, int, int, int]) -> None:
+    ink = np.array(cmyk) / 255
+    expected = np.round(255 * (1 - ink[:3]) * (1 - ink[3]))
+    found = decoded(encode(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=100, subsampling=0))
+    assert np.abs(found - expected).max() <= 3
+
+
+UPRIGHT = {  # EXIF 2.3, tag 0x0112: what a viewer does with the stored rows
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = UPRIGHT[orientation](COLOUR)
+    assert (decoded(encode(COLOUR, "PNG", exif=exif)) == expected).all()
+    flat = np.repeat(np.repeat(np.array([[[250, 0, 0], [0, 250, 0]]], dtype=np.uint8), 16, 0), 16, 1)
+    found = decoded(encode(flat, "JPEG", exif=exif, quality=100, subsampling=0))
+    assert np.abs(found - UPRIGHT[orientation](flat)).max() <= 12
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (12, 12), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
+    assert (decoded(data) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 5), (999, 1), (1, 999), (7, 4)])
+def test_odd_sizes(size: tuple[int, int]) -> None:
+    picture = RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    assert (decoded(encode(picture, "PNG")) == picture).all()
+    assert fit_square(decode_picture(encode(picture, "PNG")), 8).size == (8, 8)
+
+
+def lanczos(row: np.ndarray, count: int) -> np.ndarray:
+    """`row` [W, ...] -> [count, ...], antialiased: Lanczos-3 from its definition, stretched when reducing."""
+    scale = len(row) / count
+    centres = (np.arange(count) + 0.5) * scale
+    distance = (np.arange(len(row)) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.tensordot(weights, row, axes=1)
+
+
+@pytest.mark.parametrize("width, height, size", [(40, 20, 20), (41, 20, 16), (30, 77, 8), (6, 5, 24), (64, 64, 16)])
+def test_fit_square_is_centre_crop_and_lanczos(width: int, height: int, size: int) -> None:
+    """The crop is of whole pixels, and what lies outside it has no influence."""
+    picture = RNG.integers(60, 196, (height, width, 3), dtype=np.uint8)  # away from 0 and 255: no clipping between
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = picture[top : top + side, left : left + side].astype(float)
+    rows = lanczos(square.transpose(1, 0, 2), size)
+    expected = lanczos(rows.transpose(1, 0, 2), size).clip(0, 255)
+    found = np.asarray(fit_square(Image.fromarray(picture), size)).astype(float)
+    assert np.abs(found - expected).max() <= 1.5
+
+
+def test_fit_square_of_the_right_size_changes_nothing() -> None:
+    picture = Image.fromarray(COLOUR[:9, :9])
+    assert (np.asarray(fit_square(picture, 9)) == COLOUR[:9, :9]).all()
+
+
+def test_thirty_megapixels() -> None:
+    data = encode(Image.new("RGB", (6000, 5000), "red"), "JPEG")
+    assert fit_square(decode_picture(data), 16).getpixel((8, 8))[0] > 250
+
+
+PHOTO = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+REFUSED = {
+    "empty": b"",
+    "text": b"this is no picture\n" * 20,
+    "html": b"<!doctype html><html><body>404</body></html>",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>',
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n%%EOF",
+    "psd": b"8BPS\0\1" + bytes(60),
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40),
+    "tiff": encode(COLOUR, "TIFF"),
+    "ppm": b"P6 2 2 255\n" + bytes(12),
+    "pickle": b"\x80\x04\x95\x1a\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_picture_is_refused(name: str) -> None:
+    with pytest.raises(BadPicture, match="no JPEG, PNG, WEBP, GIF, BMP picture"):
+        decode_picture(REFUSED[name])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
+def test_truncated_is_refused(kind: str, share: float) -> None:
+    data = encode(PHOTO, kind)
+    with pytest.raises(BadPicture):
+        decode_picture(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_damaged_bytes_give_a_picture_or_a_named_refusal(kind: str) -> None:
+    """No other exception, whatever the bytes: 150 files with three random bytes each."""
+    data = np.frombuffer(encode(COLOUR, kind), dtype=np.uint8)
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        damaged = data.copy()
+        damaged[rng.integers(0, len(data), 3)] = rng.integers(0, 256, 3)
+        try:
+            decode_picture(damaged.tobytes())
+        except BadPicture as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize("side", [20_000, 2**31 - 1])
+def test_bomb_is_refused_by_its_header(side: int) -> None:
+    start = time.perf_counter()
+    with pytest.raises(BadPicture, match="pixels"):
+        decode_picture(png(side, side, bytes(1000)))
+    assert time.perf_counter() - start < 1
+
+
+def test_read_picture_puts_the_name_in_front(tmp_path) -> None:
+    with pytest.raises(BadPicture, match=r"dish\.jpg: no JPEG"):
+        read_picture(lambda: b"text", "dish.jpg", TEAL)
+    with pytest.raises(BadPicture, match=r"gone\.jpg: cannot be read \(No such file"):
+        read_picture((tmp_path / "gone.jpg").read_bytes, "gone.jpg", TEAL)
