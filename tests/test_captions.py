@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shards.captions import CaptionRules, Problem, clean_caption, find_captions, find_samples, first_few, summary
+from shards.caption_collection import clean_caption
+from shards.captions import CaptionRules, find_captions, find_samples
+from shards.problems import Problem, first_few, summary
 from toolkit.errors import UserError
 
 RULES = CaptionRules()

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from toolkit.decoding import BadPicture, decode_picture, fit_square, read_picture
 
@@ -141,6 +141,140 @@ def test_cmyk(cmyk: tuple[int, int, int, int]) -> None:
     expected = np.round(255 * (1 - ink[:3]) * (1 - ink[3]))
     found = decoded(encode(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=100, subsampling=0))
     assert np.abs(found - expected).max() <= 3
+
+
+def icc(space: bytes, connection: bytes, kind: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC v2 profile of these tags (ICC.1:2001-04): a header of 128 bytes, the table of tags, their data."""
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78), **tags}
+    table, data, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name, start + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
+    white = struct.pack(">iii", 63190, 65536, 54061)  # D50
+    head = struct.pack(">I4sI4s4s4s", start + len(data), bytes(4), 0x02100000, kind, space, connection)
+    return (head + bytes(12) + b"acsp" + bytes(28) + white).ljust(128, b"\0") + table + data
+
+
+def xyz(*values: float) -> bytes:
+    return b"XYZ " + bytes(4) + struct.pack(">iii", *(round(value * 65536) for value in values))
+
+
+def curve(gamma: float) -> bytes:
+    return b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+
+
+WHITE = xyz(0.9642, 1, 0.8249)
+P3 = icc(  # primaries adapted to D50; the gamma of 2.2 instead of sRGB's curve shows that curves are read too
+    *(b"RGB ", b"XYZ ", b"mntr"),
+    {
+        b"wtpt": WHITE,
+        b"rXYZ": xyz(0.51512, 0.24120, -0.00105),
+        b"gXYZ": xyz(0.29198, 0.69225, 0.04189),
+        b"bXYZ": xyz(0.15710, 0.06657, 0.78407),
+        **{name: curve(2.2) for name in (b"rTRC", b"gTRC", b"bTRC")},
+    },
+)
+MAC_GREY = icc(b"GRAY", b"XYZ ", b"mntr", {b"wtpt": WHITE, b"kTRC": curve(1.8)})
+RAMP = bytes(range(256))
+INVISIBLE_INKS = icc(  # a table of 2x2x2x2 points to Lab: whatever is printed in C, M, Y stays white, K makes it dark
+    *(b"CMYK", b"Lab ", b"prtr"),
+    {
+        b"wtpt": WHITE,
+        b"A2B0": b"mft1"
+        + bytes(4)
+        + bytes([4, 3, 2, 0])
+        # the identity matrix, four input curves, the table, three output curves
+        + struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+        + 4 * RAMP
+        + 8 * bytes([255, 128, 128, 0, 128, 128])
+        + 3 * RAMP,
+    },
+)
+
+
+def linear_from_primaries(*primaries: tuple[float, float]) -> np.ndarray:
+    """3x3: linear RGB of these (x, y) primaries and the white D65 -> XYZ."""
+    columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T
+    white = np.array([0.3127 / 0.3290, 1, (1 - 0.3127 - 0.3290) / 0.3290])
+    return columns * np.linalg.solve(columns, white)
+
+
+def srgb_levels(linear: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1: light in [0, 1] -> levels in [0, 255]."""
+    light = linear.clip(0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def p3_as_srgb(picture: np.ndarray) -> np.ndarray:
+    to_xyz = linear_from_primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
+    from_xyz = np.linalg.inv(linear_from_primaries((0.64, 0.33), (0.30, 0.60), (0.15, 0.06)))
+    return srgb_levels((picture / 255) ** 2.2 @ (from_xyz @ to_xyz).T)
+
+
+class TestColourProfile:
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+    def test_display_p3(self, kind: str) -> None:
+        options = {"lossless": True} if kind == "WEBP" else {}
+        found = decoded(encode(COLOUR, kind, icc_profile=P3, **options))
+        expected = p3_as_srgb(COLOUR)
+        assert np.abs(expected - COLOUR).max() > 20
+        assert np.abs(found - expected).max() <= 2
+
+    def test_display_p3_jpeg(self) -> None:
+        flat = Image.new("RGB", (16, 16), (200, 90, 40))
+        data = encode(flat, "JPEG", icc_profile=P3, quality=100, subsampling=0)
+        assert np.abs(decoded(data) - p3_as_srgb(np.array([200, 90, 40]))).max() <= 4
+
+    def test_palette(self) -> None:
+        picture, indices, palette = palette_picture()
+        found = decoded(encode(picture, "PNG", icc_profile=P3))
+        assert np.abs(found - p3_as_srgb(palette[indices])).max() <= 2
+
+    def test_only_the_picture_and_not_the_background_is_converted(self) -> None:
+        data = encode(np.dstack([COLOUR, ALPHA]), "PNG", icc_profile=P3)
+        assert np.abs(decoded(data, TEAL) - over(p3_as_srgb(COLOUR), ALPHA, TEAL)).max() <= 2
+        key = tuple(int(value) for value in COLOUR[2, 3])
+        found = decoded(encode(COLOUR, "PNG", icc_profile=P3, transparency=key), TEAL)
+        assert (found[2, 3] == TEAL).all()
+        assert np.abs(found[0] - p3_as_srgb(COLOUR[0])).max() <= 2
+
+    def test_grey(self) -> None:
+        opaque = decoded(encode(GREY, "PNG", icc_profile=MAC_GREY))
+        assert np.abs(opaque - grey_as_rgb(srgb_levels((GREY / 255) ** 1.8))).max() <= 2
+        clear = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
+        found = decoded(encode(clear, "PNG", icc_profile=MAC_GREY), TEAL)
+        assert np.abs(found - over(opaque, ALPHA, TEAL)).max() <= 1
+
+    def test_sixteen_bit_grey(self) -> None:
+        deep = Image.fromarray(GREY.astype(np.uint16) * 257)
+        expected = grey_as_rgb(srgb_levels((GREY / 255) ** 1.8))
+        assert np.abs(decoded(encode(deep, "PNG", icc_profile=MAC_GREY)) - expected).max() <= 2
+
+    @pytest.mark.parametrize("key", [0, 77, 255])
+    def test_cmyk(self, key: int) -> None:
+        picture = Image.new("CMYK", (16, 16), (200, 30, 90, key))
+        found = decoded(encode(picture, "JPEG", icc_profile=INVISIBLE_INKS, quality=100))
+        lightness = 100 * (1 - key / 255)
+        light = ((lightness + 16) / 116) ** 3 if lightness > 8 else lightness / 903.3  # CIE 1976
+        assert np.abs(found - srgb_levels(np.array(light))).max() <= 3
+
+    def test_srgb_changes_no_bit(self) -> None:
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        cube = np.stack(np.meshgrid(*[np.arange(0, 256, 5, dtype=np.uint8)] * 3), axis=-1).reshape(52, -1, 3)
+        assert (decoded(encode(cube, "PNG", icc_profile=profile)) == cube).all()
+
+    @pytest.mark.parametrize("profile", [b"x", b"x" * 5000, P3[:200], P3[:-20], MAC_GREY, INVISIBLE_INKS])
+    def test_broken_or_unfitting_is_ignored(self, profile: bytes, capfd, recwarn) -> None:
+        assert (decoded(encode(COLOUR, "PNG", icc_profile=profile)) == COLOUR).all()
+        assert capfd.readouterr() == ("", "") and not recwarn.list
+
+    def test_damaged_profiles_give_a_picture(self) -> None:
+        for seed in range(150):
+            rng = np.random.default_rng(seed)
+            damaged = bytearray(P3)
+            for place in rng.integers(0, len(P3), 3):
+                damaged[place] = rng.integers(0, 256)
+            assert decoded(encode(COLOUR, "PNG", icc_profile=bytes(damaged))).shape == COLOUR.shape
 
 
 UPRIGHT = {  # EXIF 2.3, tag 0x0112: what a viewer does with the stored rows

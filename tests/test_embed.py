@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from shards import create, embed
+from shards.caching_encoder import CachedEncoder
 from shards.create import CreateOptions
-from shards.embed import CachedEncoder, EmbedOptions, read_embedding
+from shards.embed import EmbedOptions
+from shards.embedding_folder import read_embedding
 from toolkit.errors import UserError
 from toolkit.hashing_encoder import HashingEncoder
 from toolkit.shard_reader import ShardSet

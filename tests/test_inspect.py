@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from shards.inspect import __main__ as inspect_command
 from shards.inspect import checks
 from shards.inspect.__main__ import InspectOptions
+from tests.conftest import REPOSITORY
 from toolkit.errors import UserError
 from toolkit.hashing_encoder import HashingEncoder
 from toolkit.shard_reader import ShardSet
@@ -144,6 +146,14 @@ def test_folder_may_stand_first(shard_folder: Path) -> None:
     flags = inspect_command._flag_first
     assert flags([str(shard_folder), "--verify", "true"]) == ["--data", str(shard_folder), "--verify", "true"]
     assert flags(["--data", "x"]) == ["--data", "x"] and flags([]) == []
+
+
+def test_help_shows_how_it_was_started() -> None:
+    by_module = subprocess.run([sys.executable, "-m", "shards.inspect", "--help"], capture_output=True, text=True)
+    assert by_module.stdout.startswith("usage: python -m shards.inspect [--config CONFIG] --data DATA")
+    create = REPOSITORY / "shards" / "create.py"
+    by_path = subprocess.run([sys.executable, create, "--help"], cwd="/", capture_output=True, text=True)
+    assert by_path.stdout.startswith("usage: create.py [--config CONFIG] --input INPUT")
 
 
 def test_no_shard_folder(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def run_training(shard_folder: Path, out_dir: Path, *arguments: str, processes: 
     options = {**TINY, "log_every": 2, "sample_every": 100, "ckpt_every": 100, "r1_interval": 3, "n_sample": 6}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     launcher = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
     ]  # fmt: skip
     script = str(REPOSITORY / "toolkit" / "train.py")
     command = [*launcher, script, *flags, "--data", str(shard_folder), "--out_dir", str(out_dir), *arguments]

@@ -1,7 +1,9 @@
 """Building blocks of both networks: conditional norm, residual blocks up and down, spectral norm."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 
@@ -61,6 +63,28 @@ class DownBlock(nn.Module):
         y = x if self.first else F.relu(x)
         y = self.conv2(F.relu(self.conv1(y)))
         return F.avg_pool2d(y, 2) + self.skip(F.avg_pool2d(x, 2))
+
+
+def power_iteration(network: nn.Module) -> None:
+    """One power iteration of every spectral norm below `network`, which `hold_spectral_norms` keeps from iterating."""
+    with torch.no_grad():
+        for layer in network.modules():
+            if parametrize.is_parametrized(layer, "weight"):
+                norm = layer.parametrizations.weight[0]
+                norm.train()
+                _ = layer.weight  # computing it in training mode is what iterates
+                norm.eval()
+
+
+def hold_spectral_norms(network: nn.Module) -> None:
+    """Stop spectral norms from iterating in every training forward.
+
+    Otherwise each micro-batch would be judged with slightly other weights: accumulated gradients would differ from
+    those of the whole batch (by 0.5 % here), and G's phase would change D.
+    """
+    for layer in network.modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            layer.parametrizations.weight[0].eval()
 
 
 def spectral_conv(inputs: int, outputs: int, kernel: int) -> nn.Module:

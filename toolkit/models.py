@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.config import ModelConfig
-from toolkit.layers import ConditionalNorm, DownBlock, UpBlock, spectral_linear
+from toolkit.layers import ConditionalNorm, DownBlock, UpBlock, hold_spectral_norms, spectral_linear
 
 TEXT_WIDTH = 256
 """Width of the text features inside G and D, whatever the width of the embedding."""
@@ -102,6 +102,13 @@ class Discriminator(nn.Module):
         self.scales = nn.ModuleList(
             ScaleDiscriminator(config.resolution // 2**k, config) for k in range(config.d_scales)
         )
+        self.train()
+
+    def train(self, mode: bool = True) -> "Discriminator":
+        """Spectral norm iterates once per training step (`layers.power_iteration`), never by itself in a forward."""
+        super().train(mode)
+        hold_spectral_norms(self)
+        return self
 
     def forward(self, images: Tensor, text: Tensor, mismatched: Tensor | None = None, fp32: bool = False) -> Verdict:
         """images [N, 3, R, R] in [-1, 1], text and mismatched [N, cond_dim] unit length.

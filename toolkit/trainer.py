@@ -13,6 +13,7 @@ from toolkit.config import TrainConfig
 from toolkit.dataset import Batch, ShardDataset, batches
 from toolkit.ema import EMA
 from toolkit.images import to_float
+from toolkit.layers import power_iteration
 from toolkit.models import Discriminator, Generator
 from toolkit.perceptual import PerceptualDistance
 from toolkit.phase import Phase
@@ -60,6 +61,7 @@ class Trainer:
         stats = {}
         for k in range(self.config.d_steps):
             micro_batches = self._next_batches()
+            power_iteration(self.D)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
             for batch in micro_batches:
                 with self.phases["D"].accumulating(last=batch is micro_batches[-1]):

@@ -1,0 +1,160 @@
+"""Shards hold exactly what went in; what cannot be used is left out by name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import create
+from shards.create import CreateOptions
+from toolkit.decoding import decode_picture, fit_square
+from toolkit.errors import UserError
+from toolkit.hashing_encoder import HashingEncoder
+from toolkit.shard_reader import ShardSet
+
+
+def build(folder: Path, out: Path, **options) -> ShardSet:
+    if "embeddings" not in options:
+        options["encoder"] = "hashing"
+    create.main(CreateOptions(**{"input": folder, "out": out, "size": 16, "samples_per_shard": 5} | options))
+    return ShardSet(out)
+
+
+def skipped(out: Path) -> dict[str, str]:
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return {entry["path"]: entry["reason"] for entry in report["skipped"]}
+
+
+def nothing_left(folder: Path, out: Path) -> bool:
+    return not out.exists() and not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("kind", ["png", "webp"])
+    def test_lossless_pictures_equal_the_fitted_source(self, caption_folder: Path, tmp_path: Path, kind: str) -> None:
+        shards = build(caption_folder, tmp_path / "out", format=kind)
+        sources = sorted(caption_folder.rglob("*.[jp][pn]g"), key=lambda p: p.relative_to(caption_folder).as_posix())
+        assert len(shards) == len(sources) == 12
+        for i, source in enumerate(sources):
+            sample = shards.read(i)
+            expected = fit_square(decode_picture(source.read_bytes()), 16)
+            assert (np.asarray(decode_picture(sample.picture)) == np.asarray(expected)).all()
+            assert sample.captions == tuple(source.with_suffix(".txt").read_text().split("\n")[:-1])
+            vectors = HashingEncoder().encode(list(sample.captions))
+            assert (sample.vectors - vectors).abs().max() < 1e-3
+
+    def test_jpeg_is_close(self, caption_folder: Path, tmp_path: Path) -> None:
+        exact, lossy = (build(caption_folder, tmp_path / kind, format=kind) for kind in ("png", "jpg"))
+        for i in range(12):
+            one, two = (np.asarray(decode_picture(s.read(i).picture)).astype(int) for s in (exact, lossy))
+            assert np.abs(one - two).mean() < 4
+
+    def test_same_input_same_bytes(self, caption_folder: Path, tmp_path: Path) -> None:
+        a, b = (build(caption_folder, tmp_path / n, threads=t).folder for n, t in (("a", 1), ("b", 4)))
+        names = sorted(path.name for path in a.iterdir())
+        assert names == sorted(path.name for path in b.iterdir())
+        assert all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+
+    def test_no_profile_or_comment_is_carried_along(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        picture = Image.new("RGB", (16, 16), "red")
+        picture.save(tmp_path / "in" / "a.png", icc_profile=b"x" * 5000)
+        picture.save(tmp_path / "in" / "b.jpg", comment=b"y" * 5000)
+        for kind in ("png", "jpg", "webp"):
+            options = {"format": kind, "class_template": "{}"}
+            shards = build(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{kind}"), **options)
+            assert all(len(shards.read(i).picture) < 1000 for i in range(2))
+
+    def test_transparent_pictures_get_the_background(self, tmp_path: Path) -> None:
+        (tmp_path / "in" / "clear").mkdir(parents=True)
+        Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "in/clear/a.png")
+        options = {"format": "png", "class_template": "{}"}
+        shards = build(tmp_path / "in", tmp_path / "out", background="#00ff80", **options)
+        assert decode_picture(shards.read(0).picture).getcolors() == [(256, (0, 255, 128))]
+
+
+class TestSkipping:
+    def test_bad_pictures_are_named_and_counted(self, caption_folder: Path, tmp_path: Path, capsys) -> None:
+        data = (caption_folder / "disc01.jpg").read_bytes()
+        (caption_folder / "disc01.jpg").write_bytes(data[: len(data) // 2])
+        (caption_folder / "disc05.jpg").write_text("text")
+        (caption_folder / "disc07.jpg").write_bytes(b"")
+        (caption_folder / "disc08.txt").unlink()
+        shards = build(caption_folder, tmp_path / "out")
+        reasons = skipped(tmp_path / "out")
+        assert len(shards) == 8 and len(reasons) == 4
+        assert reasons["disc01.jpg"].startswith("bad picture: damaged")
+        assert reasons["disc05.jpg"] == reasons["disc07.jpg"] == "bad picture: no JPEG, PNG, WEBP, GIF, BMP picture"
+        assert reasons["disc08.png"] == "image without caption"
+        output = capsys.readouterr()
+        assert "wrote 8 samples" in output.out and "skipped 4 (3 bad picture, 1 image without caption)" in output.out
+        assert output.err.count("skipped disc0") == 4
+
+    def test_strict_stops_and_writes_nothing(self, caption_folder: Path, tmp_path: Path) -> None:
+        (caption_folder / "disc05.jpg").write_text("text")
+        with pytest.raises(UserError, match=r"--strict true and skipped 1 .*disc05.jpg: bad picture"):
+            build(caption_folder, tmp_path / "out", strict=True)
+        assert nothing_left(tmp_path, tmp_path / "out")
+
+    def test_no_usable_sample(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        for i in range(5):
+            (tmp_path / "in" / f"{i}.jpg").write_text("text")
+            (tmp_path / "in" / f"{i}.txt").write_text("caption")
+        with pytest.raises(UserError, match=r"no sample .*\(5 bad picture\): 0.jpg: bad picture: no JPEG.* \.\.\.$"):
+            build(tmp_path / "in", tmp_path / "out")
+        assert nothing_left(tmp_path, tmp_path / "out")
+
+    def test_one_sample_is_enough(self, caption_folder: Path, tmp_path: Path) -> None:
+        assert len(build(caption_folder, tmp_path / "out", limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": 4},
+        {"size": 2048},
+        {"quality": 0},
+        {"samples_per_shard": 0},
+        {"limit": -1},
+        {"threads": 0},
+        {"background": "#12"},
+        {"background": "#11223344"},
+        {"where": "split"},
+        {"class_template": "a photo"},
+    ],
+)
+def test_options_out_of_range(tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))} is "):
+        CreateOptions(**{"input": tmp_path, "out": tmp_path, "size": 16} | wrong)
+
+
+class TestRealData:
+    def test_food(self, real_data: Path, tmp_path: Path, capsys) -> None:
+        shards = build(
+            real_data / "data/food101-10", tmp_path / "out", size=32, where="split=test", samples_per_shard=1000
+        )
+        assert len(shards) == 1250 and shards.manifest.distinct_captions == 10
+        captions = [shards.read(i).captions for i in range(1250)]
+        assert captions.count(("a photo of apple pie",)) == 125
+        assert "skipped 0" in capsys.readouterr().out
+
+    def test_cooking(self, real_data: Path, tmp_path: Path) -> None:
+        shards = build(real_data / "data/based-cooking", tmp_path / "out", size=32)
+        assert len(shards) == 136
+        assert shards.read(0).captions == ("a photo of älplermagronen (Alpine macaroni)",)
+
+    def test_emoji_lie_on_the_background(self, real_data: Path, tmp_path: Path) -> None:
+        """At 128 px nothing is resized, so the stored pixels can be computed by hand."""
+        folder = real_data / "data/fluent-emoji"
+        shards = build(folder, tmp_path / "out", size=128, limit=200, format="png", background="#ff8000")
+        assert len(shards) == 200
+        sources = sorted((folder / "images").iterdir())[:200]
+        for i in range(0, 200, 10):
+            rgba = np.asarray(Image.open(sources[i]).convert("RGBA")).astype(float)
+            share = rgba[..., 3:] / 255
+            expected = rgba[..., :3] * share + np.array([255, 128, 0]) * (1 - share)
+            found = np.asarray(decode_picture(shards.read(i).picture))
+            assert np.abs(found - expected).max() <= 1
