@@ -23,7 +23,7 @@ from toolkit.shard_format import INDEX_NAME
 from toolkit.shard_reader import ShardSet
 from toolkit.text_encoder import EncoderIdentity, load_encoder_of
 
-WHITE = (255, 255, 255)
+CPU, WHITE = torch.device("cpu"), (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def open_source(
     size: int | None = None,
     seed: int = 0,
     prompts: Path | None = None,
-    device: str | torch.device = "cpu",
+    device: torch.device = CPU,
     encoder_weights: Path | None = None,
 ) -> Source:
     """`count` pictures (None: all) of the source at `path`, drawn by `seed`.
@@ -153,12 +153,7 @@ def _generated(
 
 
 def _read_prompts(
-    path: Path,
-    generator: TrainedGenerator,
-    count: int | None,
-    seed: int,
-    device: str | torch.device,
-    weights: Path | None,
+    path: Path, generator: TrainedGenerator, count: int | None, seed: int, device: torch.device, weights: Path | None
 ) -> tuple[list[str], Tensor]:
     """M captions and float32 [M, E] of the generator's own encoder. Raises UserError if they are another encoder's."""
     if path.is_dir():

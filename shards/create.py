@@ -1,26 +1,26 @@
 """Captioned pictures -> shards: `python -m shards.create --input DIR --out OUT --size 128`."""
 
-import contextlib
 import dataclasses
 import io
 import json
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from shards.captions import CaptionRules, Problem, Sample, find_samples, first_few, print_problems, summary
-from shards.embed import embedding_widths, load_cached, load_identity, load_record, read_embedding
-from shards.writer import ShardWriter, StoredPicture, parse_colour, staged_folder, store_picture, write_report
+from shards.captions import CaptionRules, Sample, find_samples
+from shards.embedding_sources import EmbeddingSource, encode_now, find_orphans, read_stored
+from shards.problems import Problem, first_few, print_problems, summary
+from shards.staged_folder import staged_folder
+from shards.stored_pictures import StoredPicture, parse_colour, store_picture
+from shards.writer import ShardWriter, write_report
 from toolkit.command_line import run
 from toolkit.errors import UserError, check
 from toolkit.shard_format import INDEX_NAME, Manifest, file_sha256
@@ -28,8 +28,6 @@ from toolkit.text_encoder import DEFAULT_ENCODER, EncoderIdentity
 
 CHUNK = 128
 """Samples prepared between two writes; bounds memory."""
-PROBES = 4
-"""Captions of the data that identify an encoder whose vectors were computed elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +76,12 @@ class CreateOptions:
     def __post_init__(self) -> None:
         check(8 <= self.size <= 1024, "--size", self.size, "from 8 to 1024 pixels")
         check(1 <= self.quality <= 100, "--quality", self.quality, "from 1 to 100")
-        check(
-            1 <= self.samples_per_shard <= 10**6,
-            "--samples_per_shard",
-            self.samples_per_shard,
-            "from 1 to 1000000",
-        )
+        sane = 1 <= self.samples_per_shard <= 10**6
+        check(sane, "--samples_per_shard", self.samples_per_shard, "from 1 to 1000000")
         check(self.limit >= 0, "--limit", self.limit, "0 (all) or a number of samples")
         check(1 <= self.threads <= 64, "--threads", self.threads, "from 1 to 64")
-        check(
-            parse_colour(self.background) is not None,
-            "--background",
-            self.background,
-            "a colour name or '#rrggbb'",
-        )
+        is_colour = parse_colour(self.background) is not None
+        check(is_colour, "--background", self.background, "a colour name or '#rrggbb'")
         _ = self.rules  # checks --where and --class_template
 
     @property
@@ -106,25 +96,19 @@ class CreateOptions:
         return {name: value.resolve().name if isinstance(value, Path) else value for name, value in fields.items()}
 
 
-class Vectors(NamedTuple):
-    """Where embeddings come from."""
-
-    identity: EncoderIdentity
-    of: Callable[[list[Sample]], "list[np.ndarray | Problem]"]
-    """Samples -> for each float32 [K, E], unit length, or why there is none."""
-
-
 def main(options: CreateOptions) -> None:
     with staged_folder(options.out, options.overwrite) as folder:
         samples, problems = find_samples(options.input, options.rules)
-        _stop_if_strict(options, problems)
         if options.embeddings and not options.where:
-            problems += _orphans(options.embeddings, {sample.key for sample in samples})
-            _stop_if_strict(options, problems)
+            problems += find_orphans(options.embeddings, {sample.key for sample in samples})
+        _stop_if_strict(options, problems)
         samples = samples[: options.limit or None]
         if not samples:
             raise UserError(f"no usable sample in {options.input}; {summary(problems)}{first_few(problems)}")
-        vectors = _stored(options, samples) if options.embeddings else _encoded(options)
+        if options.embeddings:
+            vectors = read_stored(options.embeddings, options.encoder, options.encoder_weights, samples)
+        else:
+            vectors = encode_now(options.encoder or DEFAULT_ENCODER, options.encoder_weights, options.device)
         writer, distinct = ShardWriter(folder, options.samples_per_shard), set()
         for sample, members in tqdm(_prepare(options, samples, vectors), total=len(samples), disable=None):
             if isinstance(members, Problem):
@@ -148,63 +132,8 @@ def _stop_if_strict(options: CreateOptions, problems: list[Problem]) -> None:
         raise UserError(f"--strict true and {summary(problems)}{first_few(problems)}")
 
 
-def _encoded(options: CreateOptions) -> Vectors:
-    encoder = load_cached(options.encoder or DEFAULT_ENCODER, options.encoder_weights, options.device)
-
-    def encode(samples: list[Sample]) -> list[np.ndarray]:
-        vectors = encoder.encode([caption for sample in samples for caption in sample.captions])
-        ends = np.cumsum([len(sample.captions) for sample in samples])
-        return np.split(vectors, ends[:-1])
-
-    return Vectors(EncoderIdentity.of(encoder.encoder), encode)
-
-
-def _stored(options: CreateOptions, samples: list[Sample]) -> Vectors:
-    folder = options.embeddings
-    if not folder.is_dir():
-        raise UserError(f"no folder of embeddings at {folder}; make one with python -m shards.embed")
-    identity = load_identity(folder)
-    if identity and options.encoder not in ("", identity.name):
-        raise UserError(f"{folder} was embedded by {identity.name}, not by --encoder {options.encoder}; leave it out")
-    if identity is None and not options.encoder:
-        raise UserError(f"{folder} does not say which encoder made it (no encoder.json); name it with --encoder")
-    identity = identity or _declared(options.encoder, folder, samples)
-    record = load_record(folder)
-
-    def read(sample: Sample) -> np.ndarray | Problem:
-        path = f"{sample.key}.npy"
-        if record.get(sample.key, sample.captions) != sample.captions:
-            return Problem(path, "stale embedding: made of other captions; run shards.embed again")
-        try:
-            return read_embedding(folder / path, len(sample.captions), identity.dimension)
-        except UserError as error:
-            return Problem(path, str(error))
-
-    return Vectors(identity, lambda chunk: [read(sample) for sample in chunk])
-
-
-def _declared(name: str, folder: Path, samples: list[Sample]) -> EncoderIdentity:
-    """For vectors that came without an identity: the commonest width, and some of the data's own pairs as probes."""
-    widths, probes = Counter(embedding_widths(folder / f"{sample.key}.npy" for sample in samples[:100])), {}
-    dimension = widths.most_common(1)[0][0] if widths else 0
-    for sample in samples[:2000]:
-        with contextlib.suppress(UserError):
-            vectors = read_embedding(folder / f"{sample.key}.npy", len(sample.captions), dimension)
-            probes.setdefault(sample.captions[0], vectors[0])
-        if len(probes) == PROBES:
-            break
-    if not probes:
-        raise UserError(f"{folder} holds no usable embedding KEY.npy, the first expected is {samples[0].key}.npy")
-    return EncoderIdentity.from_vectors(name, list(probes), torch.from_numpy(np.stack(list(probes.values()))))
-
-
-def _orphans(folder: Path, keys: set[str]) -> list[Problem]:
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.npy"))
-    return [Problem(path, "embedding without image") for path in paths if path.removesuffix(".npy") not in keys]
-
-
 def _prepare(
-    options: CreateOptions, samples: list[Sample], vectors: Vectors
+    options: CreateOptions, samples: list[Sample], vectors: EmbeddingSource
 ) -> Iterator[tuple[Sample, dict[str, bytes] | Problem]]:
     """For each sample its members, suffix -> content, or why it is left out; in order, whatever the threads do."""
     store = partial(
@@ -243,11 +172,7 @@ def _members(sample: Sample, picture: StoredPicture, vectors: np.ndarray, suffix
 
 
 def _finish(
-    options: CreateOptions,
-    writer: ShardWriter,
-    distinct: int,
-    identity: EncoderIdentity,
-    problems: list[Problem],
+    options: CreateOptions, writer: ShardWriter, distinct: int, identity: EncoderIdentity, problems: list[Problem]
 ) -> Manifest:
     """Index, report and, last, the manifest: a folder without it is no shard folder."""
     shards = writer.index()

@@ -67,10 +67,18 @@ def run(main: Callable[[Options], None], cls: type[Options], argv: list[str] | N
 
 
 def _parser(cls: type) -> ArgumentParser:
-    parser = ArgumentParser(description=cls.__doc__, default_meta=False, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=_program(), description=cls.__doc__, default_meta=False, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with values for the options below; flags win.")
     parser.add_class_arguments(cls)
     return parser
+
+
+def _program() -> str:
+    """What the usage line shows: 'python -m shards.inspect', or the file's name where a path was started."""
+    spec = sys.modules["__main__"].__spec__  # None for a path
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 
 
 def _config_first(arguments: list[str]) -> list[str]:

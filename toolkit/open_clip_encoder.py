@@ -35,9 +35,15 @@ class OpenClipEncoder:
         return torch.nn.functional.normalize(torch.cat(vectors), dim=1).cpu().clone()
 
     def count_truncated(self, captions: list[str]) -> int:
-        """How many captions are cut at the context length (77 tokens for CLIP), which open_clip does silently."""
-        longer = type(self.tokenizer)(context_length=4 * self.tokenizer.context_length)
-        return int((longer(captions)[:, self.tokenizer.context_length :] != 0).any(dim=1).sum())
+        """How many captions are cut at the context length (77 tokens for CLIP), which open_clip does silently.
+
+        Its tokenizers tell no lengths and pad with various numbers, so: with twice the room, is anything behind the
+        context length that an empty caption has not there? (One token too many can escape where padding is the end
+        mark.)
+        """
+        length = self.tokenizer.context_length
+        behind = self.tokenizer(["", *captions], context_length=2 * length)[:, length:]
+        return int((behind[1:] != behind[0]).any(dim=1).sum())
 
 
 def load_open_clip(name: str, weights: Path | None = None, device: str | torch.device = "cpu") -> OpenClip:
@@ -47,16 +53,14 @@ def load_open_clip(name: str, weights: Path | None = None, device: str | torch.d
     """
     import open_clip  # seconds of import that commands without CLIP should not pay
 
+    check_open_clip_name(name, weights)
     architecture, _, tag = name.partition("/")
-    _check_known(architecture, open_clip.list_models(), "CLIP architecture")  # keeps 'hf-hub:' and 'local-dir:' out
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if weights is None:
-        _check_known(tag, tags, f"pretrained tag of {architecture}")
-    elif not weights.is_file():
-        raise UserError(f"encoder weights {weights}: no such file")
     # Mean and std go with the tag, not with the architecture: laion2b_s32b_b82k uses 0.5, openai 0.4815...
-    config = open_clip.get_pretrained_cfg(architecture, tag) if tag in tags else {}
+    config = open_clip.get_pretrained_cfg(architecture, tag)
     try:
+        if weights is None and config.get("hf_hub"):
+            _check_obtainable(config["hf_hub"])
+        tokenizer = open_clip.get_tokenizer(architecture)  # before gigabytes of weights, for some need transformers
         model, _, preprocess = open_clip.create_model_and_transforms(
             architecture,
             pretrained=str(weights) if weights else tag,
@@ -70,7 +74,20 @@ def load_open_clip(name: str, weights: Path | None = None, device: str | torch.d
         raise UserError(
             f"cannot load {name}: {reason}. Without network pass a local copy of the weights (--encoder_weights FILE)"
         ) from None
-    return OpenClip(model.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(architecture))
+    return OpenClip(model.eval().requires_grad_(False), preprocess, tokenizer)
+
+
+def check_open_clip_name(name: str, weights: Path | None = None) -> None:
+    """UserError with the nearest name unless open_clip knows the architecture, and the tag too without `weights`."""
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    _check_known(architecture, open_clip.list_models(), "CLIP architecture")  # keeps 'hf-hub:' and 'local-dir:' out
+    if weights is None:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        _check_known(tag, tags, f"pretrained tag of {architecture}")
+    elif not weights.is_file():
+        raise UserError(f"encoder weights {weights}: no such file")
 
 
 def _check_known(word: str, valid: list[str], what: str) -> None:
@@ -78,3 +95,23 @@ def _check_known(word: str, valid: list[str], what: str) -> None:
         raise UserError(
             f"unknown {what} '{word}'{nearest(word, valid)} (names are written 'ViT-L-14/laion2b_s32b_b82k')"
         )
+
+
+def _check_obtainable(source: str) -> None:
+    """OSError unless the weights are in huggingface_hub's cache or their server answers; `source`: 'owner/name/file'.
+
+    One question without retries: open_clip would ask six times for each of two files, for a minute in all.
+    """
+    import huggingface_hub
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, _, file = source.rpartition("/")
+    files = (f"{Path(file).stem}.safetensors", file) if file else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name), str) for name in files):
+        return
+    try:
+        huggingface_hub.file_exists(repository, files[-1])
+    except huggingface_hub.errors.HfHubHTTPError:
+        return  # a refusal is an answer too: open_clip finds out the rest
+    except Exception as error:  # of the HTTP library, which changes between versions of huggingface_hub
+        raise OSError(f"the weights are not in the cache and the server cannot be reached ({error})") from None
