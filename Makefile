@@ -10,14 +10,29 @@ DEMO := demo_output
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The commands are printed as they run: they are the ones for your own pictures, with other folders.
 demo: install
-	$(BIN)/python -m toolkit.demo --out $(DEMO)
+	rm -rf $(DEMO)
+	$(BIN)/python -m shards.toy_dishes --out $(DEMO)/dishes --count 2520 --size 32
+	$(BIN)/python -m shards.create --input $(DEMO)/dishes --out $(DEMO)/shards --size 32 --format png --encoder hashing
+	$(BIN)/python -m shards.inspect $(DEMO)/shards
+	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml toolkit/train.py \
+	    --config configs/demo.yaml --data $(DEMO)/shards --out_dir $(DEMO)/run
+	$(BIN)/python -m toolkit.generate --checkpoint $(DEMO)/run --prompts_file configs/demo_prompts.txt --seeds 0-5 \
+	    --out_dir $(DEMO)/pictures
+	$(BIN)/python -m evaluation.toy_agreement --checkpoint $(DEMO)/run > $(DEMO)/agreement.json
+	@echo
+	@echo "Look at  $(DEMO)/pictures/grid.png          pictures for configs/demo_prompts.txt (the last two never seen)"
+	@echo "         $(DEMO)/run/training_plots.png     losses, logits, penalties"
+	@echo "         $(DEMO)/run/sample_*.png           how the pictures came about"
+	@echo "         $(DEMO)/agreement.json             the table above"
+	@echo "Try      $(BIN)/python -m toolkit.generate --checkpoint $(DEMO)/run --interactive true"
 
 lint: install
 	$(BIN)/ruff check .

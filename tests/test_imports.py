@@ -15,7 +15,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
     {"text_encoder", "models"},
     {"shard_format"},
     {"shard_reader", "checkpoint"},
-    {"dataset", "sampling", "snapshot", "records", "launch"},
+    {"dataset", "captioned_grid", "sampling", "snapshot", "records", "launch"},
     {"sample_grid", "trainer", "plots"},
     {"run"},
     {"train", "generate"},

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.captioned_grid import draw_captioned_grid
 from toolkit.command_line import run
 from toolkit.errors import UserError, check
-from toolkit.images import make_grid, save_png
+from toolkit.images import save_png
 from toolkit.sampling import TrainedGenerator, load_generator
 from toolkit.text_encoder import TextEncoder, load_encoder_of
 
@@ -41,7 +42,7 @@ class GenerateOptions:
     individual: bool = True
     """Write every picture to a file of its own, with a JSON sidecar."""
     grid: bool = True
-    """Write grid.png: a row per prompt, a column per seed."""
+    """Write grid.png: a row per prompt with its text, a column per seed; of more than 64 prompts the first 64."""
     batch: int = 32
     """Pictures drawn at once."""
     encoder_weights: str | None = None
@@ -108,7 +109,7 @@ def draw(
             text_json = json.dumps(sidecar, ensure_ascii=False, indent=1) + "\n"
             stem.with_name(stem.name + ".json").write_text(text_json, encoding="utf-8")
     if options.grid:
-        save_png(make_grid(pictures, len(seeds)), out_dir / "grid.png")
+        draw_captioned_grid(pictures, prompts).save(out_dir / "grid.png")
     print(f"{len(pictures)} pictures of {len(prompts)} prompts in {out_dir}")
 
 

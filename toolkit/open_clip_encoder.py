@@ -55,7 +55,7 @@ def load_open_clip(name: str, weights: Path | None = None, device: str | torch.d
 
     check_open_clip_name(name, weights)
     architecture, _, tag = name.partition("/")
-    # Mean and std go with the tag, not with the architecture: laion2b_s32b_b82k uses 0.5, openai 0.4815...
+    # These go with the tag, not with the architecture: laion2b_s32b_b82k has mean 0.5, openai 0.4815 and quick GELU.
     config = open_clip.get_pretrained_cfg(architecture, tag)
     try:
         if weights is None and config.get("hf_hub"):
@@ -67,6 +67,9 @@ def load_open_clip(name: str, weights: Path | None = None, device: str | torch.d
             device=device,
             image_mean=config.get("mean"),
             image_std=config.get("std"),
+            image_interpolation=config.get("interpolation"),
+            image_resize_mode=config.get("resize_mode"),
+            force_quick_gelu=bool(config.get("quick_gelu")),
             require_pretrained=True,  # without it open_clip goes on with random weights after a log line
         )
     except Exception as error:  # hub, network, file and shape errors have no common base

@@ -23,7 +23,7 @@ def take_snapshot(trainer) -> Snapshot:
         for key, value in _to_cpu(trainer.unwrap(phase.network).state_dict()).items()
     }
     optimizers = {
-        f"{name}.{index}.{key}": value.detach().cpu()
+        f"{name}.{index}.{key}": value.detach().cpu().contiguous()
         for name, phase in trainer.phases.items()
         for index, moments in phase.optimizer.state_dict()["state"].items()
         for key, value in moments.items()
@@ -80,6 +80,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
+    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        for key, value in state.get(index, {}).items():
+            if value.shape == parameter.shape:  # take on its memory layout, which the fused kernel relies on
+                state[index][key] = torch.empty_like(parameter).copy_(value)
     # The groups keep the config's learning rates: a resumed run may change them.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

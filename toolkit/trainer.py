@@ -33,7 +33,7 @@ class Trainer:
         self.dataset = ShardDataset(shards, config.seed, mismatch=config.mismatch_weight > 0)
         self._data: Iterator[list[Batch]] | None = None
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
-        G, D = Generator(config), Discriminator(config)
+        G, D = (kind(config).to(memory_format=torch.channels_last) for kind in (Generator, Discriminator))
         self.ema = EMA(
             G,
             config.ema_decay,
