@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/python -m shards.toy_dishes --out $(DEMO)/dishes --count 2520 --size 32
 	$(BIN)/python -m shards.create --input $(DEMO)/dishes --out $(DEMO)/shards --size 32 --format png --encoder hashing
 	$(BIN)/python -m shards.inspect $(DEMO)/shards
-	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml toolkit/train.py \
+	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml --num_cpu_threads_per_process 2 toolkit/train.py \
 	    --config configs/demo.yaml --data $(DEMO)/shards --out_dir $(DEMO)/run
 	$(BIN)/python -m toolkit.generate --checkpoint $(DEMO)/run --prompts_file configs/demo_prompts.txt --seeds 0-5 \
 	    --out_dir $(DEMO)/pictures

@@ -24,11 +24,11 @@ def test_scales_are_averaged():
     assert losses.real_loss(torch.tensor([[0.0, 1.0]]), "hinge").tolist() == [0.5]
 
 
-def test_mismatched_term_shares_the_negatives_weight_and_masks_rows():
+def test_mismatched_term_is_weighted_and_masks_rows():
     real, fake, mismatched = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [2.0]])
     differs = torch.tensor([1.0, 0.0])
-    loss = losses.discriminator_loss(real, fake, mismatched, differs, weight=1.0, loss="hinge")
-    assert loss.tolist() == [0 + (2 + 3) / 2, 0 + 2 / 2]
+    loss = losses.discriminator_loss(real, fake, mismatched, differs, weight=0.5, loss="hinge")
+    assert loss.tolist() == [0 + 2 + 3 / 2, 0 + 2]
     assert losses.discriminator_loss(real, fake, mismatched, differs, 0.0, "hinge").tolist() == [2.0, 2.0]
 
 

@@ -23,14 +23,15 @@ def generator_loss(logits: Tensor, loss: str) -> Tensor:
 def discriminator_loss(
     real: Tensor, fake: Tensor, mismatched: Tensor, differs: Tensor, weight: float, loss: str
 ) -> Tensor:
-    """D's whole adversarial loss [N]: real + (fake + w * mismatched) / (1 + w).
+    """D's whole adversarial loss [N]: real + fake + w * mismatched.
 
-    The matching-aware term (Reed et al. 2016, arXiv 1605.05396) shares the negatives' weight with the fakes, as in
-    DF-GAN (Tao et al. 2020, arXiv 2008.05865, where w = 1), so that real and negative stay in balance.
-    `differs` [N] is 0 where no other caption could be found: that row has no mismatched term.
+    The last is the matching-aware term (Reed et al. 2016, arXiv 1605.05396). DF-GAN (Tao et al. 2020, arXiv
+    2008.05865) weighs real + (fake + mismatched) / 2; with the hinge that leaves D content at +1 for both real and
+    fake, where reals have no gradient: blurrier dishes in the demo. `differs` [N] is 0 where no other caption could
+    be found: that row has no mismatched term.
     """
     negatives = fake_loss(fake, loss) + weight * differs * fake_loss(mismatched, loss)
-    return real_loss(real, loss) + negatives / (1 + weight)
+    return real_loss(real, loss) + negatives
 
 
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
