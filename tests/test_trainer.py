@@ -158,6 +158,7 @@ def test_refusals_are_one_line(shard_folder, tmp_path):
         (["--resolution", "32"], 1, "pass --resolution 16"),
         (["--cond_dim", "512"], 1, "pass --cond_dim 768"),
         (["--bath", "4"], 2, "did you mean 'batch'?"),
+        (["--out_dir", str(shard_folder / "manifest.json" / "run")], 1, "is not writable"),
     ]
     for arguments, code, words in cases:
         lines = run_training(shard_folder, tmp_path / "run", *arguments, code=code).strip().splitlines()

@@ -1,5 +1,6 @@
 """Perceptual distance of VGG-16 features (Johnson et al. 2016, arXiv 1603.08155), an option of G's loss."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -24,8 +25,8 @@ class PerceptualDistance(nn.Module):
             if weights is None:
                 network = torchvision.models.vgg16(weights="IMAGENET1K_V1")
             else:
-                network = torchvision.models.vgg16()
-                network.load_state_dict(_read(weights))
+                network = torchvision.models.vgg16(init_weights=False)
+                network.features.load_state_dict(_read_features(weights))
         except Exception as error:  # download, file and shape errors have no common base
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"cannot load VGG-16 ({reason}); pass a local file with --perceptual_weights") from None
@@ -44,7 +45,8 @@ class PerceptualDistance(nn.Module):
         return distance
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _read_features(path: Path) -> dict[str, Tensor]:
+    """The convolutional part of a torchvision VGG-16 state dict; the classifier may be absent."""
+    load = load_file if path.suffix == ".safetensors" else functools.partial(torch.load, weights_only=True)
+    state = load(path)
+    return {name[9:]: value for name, value in state.items() if name.startswith("features.")}
