@@ -24,12 +24,17 @@ def test_scales_are_averaged():
     assert losses.real_loss(torch.tensor([[0.0, 1.0]]), "hinge").tolist() == [0.5]
 
 
-def test_mismatched_term_is_weighted_and_masks_rows():
-    real, fake, mismatched = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [2.0]])
-    differs = torch.tensor([1.0, 0.0])
-    loss = losses.discriminator_loss(real, fake, mismatched, differs, weight=0.5, loss="hinge")
-    assert loss.tolist() == [0 + 2 + 3 / 2, 0 + 2]
-    assert losses.discriminator_loss(real, fake, mismatched, differs, 0.0, "hinge").tolist() == [2.0, 2.0]
+def test_mismatch_loss_compares_captions_of_one_picture():
+    matched, mismatched = torch.tensor([[1.0], [-4.0], [2.0]]), torch.tensor([[0.5], [-6.0], [3.0]])
+    assert losses.mismatch_loss(matched, mismatched, "hinge").tolist() == [0.5, 0.0, 2.0]
+    expected = torch.tensor([0.5, 2.0, -1.0]).neg().exp().log1p()  # softplus of minus the difference
+    torch.testing.assert_close(losses.mismatch_loss(matched, mismatched, "nonsaturating"), expected)
+
+
+def test_mismatch_loss_leaves_the_level_of_the_logits_alone():
+    level = torch.zeros(1, requires_grad=True)
+    losses.mismatch_loss(torch.tensor([[0.2]]) + level, torch.tensor([[0.1]]) + level, "hinge").sum().backward()
+    assert level.grad.item() == 0
 
 
 def test_r1_of_a_linear_discriminator():

@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
+from toolkit.checkpoint import newest_valid
 from toolkit.config import TrainConfig
 from toolkit.errors import UserError
+from toolkit.records import read_log
 from toolkit.shard_reader import ShardSet
 from toolkit.trainer import Trainer, frozen
 
@@ -147,6 +151,24 @@ def test_two_processes_equal_one(shard_folder, tmp_path):
     moments = [load_file(tmp_path / run / "ckpt_0000004" / FILES[2]) for run in ("one", "two")]
     for name in (name for name in moments[0] if name.endswith("exp_avg_sq")):
         torch.testing.assert_close(moments[0][name], moments[1][name], rtol=2e-2, atol=1e-7)
+
+
+def test_a_signal_to_the_whole_group_ends_with_a_complete_checkpoint(shard_folder, tmp_path):
+    """Launchers and schedulers signal every process, data workers too."""
+    run = tmp_path / "run"
+    options = {**TINY, "data": shard_folder, "out_dir": run, "workers": 2, "iters": 100_000, "log_every": 1}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "toolkit.train", *flags]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(read_log(run)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, said[-2000:]
+    newest, _ = newest_valid(run)
+    assert newest is not None and f"saved {newest}" in said and "stopped by SIGTERM" in said.splitlines()[-1]
 
 
 def test_refusals_are_one_line(shard_folder, tmp_path):

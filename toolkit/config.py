@@ -76,8 +76,8 @@ class TrainConfig(ModelConfig):
 
     loss: Literal["hinge", "nonsaturating"] = "hinge"
     """Adversarial loss of both networks."""
-    mismatch_weight: float = 0.5
-    """Weight of real pictures with another picture's caption, beside fakes, among D's negatives; 0 = off."""
+    mismatch_weight: float = 1.0
+    """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
     r1_penalty: float = 1.0
     """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off."""
     r1_interval: int = 16

@@ -4,7 +4,8 @@ Map-style over the shard index: the state of the whole data pipeline is one inte
 the batches are the same for any number of processes and workers.
 """
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -119,7 +120,7 @@ class PositionSampler(Sampler[list[int]]):
 
 def batches(
     dataset: ShardDataset, start: int, batch: int, share: slice, parts: int, workers: int, pin: bool = False
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """For each global batch from position `start` on: this process's `parts` micro-batches.
 
     `share` are the process's rows of the global batch. Raises UserError if a sample cannot be read.
@@ -127,7 +128,7 @@ def batches(
     sampler = PositionSampler(start, batch, share, parts)
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals_to_the_trainer,
     )  # fmt: skip
     iterator = iter(loader)
     try:
@@ -135,6 +136,15 @@ def batches(
             yield [next(iterator)._replace(rows=rows) for rows in sampler.rows]
     except UserError as error:  # a worker's error carries its whole traceback as its message
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("toolkit.errors.UserError: ")) from None
+    finally:
+        if workers:  # now and not at the interpreter's exit, which would wait for workers deaf to its signal
+            iterator._shutdown_workers()
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Launchers signal the whole process group; a worker that dies of it would take the last checkpoint along."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(items: list[Item]) -> Batch:

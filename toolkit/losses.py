@@ -20,18 +20,15 @@ def generator_loss(logits: Tensor, loss: str) -> Tensor:
     return (-logits if loss == "hinge" else F.softplus(-logits)).mean(dim=1)
 
 
-def discriminator_loss(
-    real: Tensor, fake: Tensor, mismatched: Tensor, differs: Tensor, weight: float, loss: str
-) -> Tensor:
-    """D's whole adversarial loss [N]: real + fake + w * mismatched.
+def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:
+    """The same real picture must fit its own caption better than another one, [N, S] each -> [N].
 
-    The last is the matching-aware term (Reed et al. 2016, arXiv 1605.05396). DF-GAN (Tao et al. 2020, arXiv
-    2008.05865) weighs real + (fake + mismatched) / 2; with the hinge that leaves D content at +1 for both real and
-    fake, where reals have no gradient: blurrier dishes in the demo. `differs` [N] is 0 where no other caption could
-    be found: that row has no mismatched term.
+    Hinge: max(0, 1 - (D(x, c) - D(x, c'))); non-saturating: softplus(-(D(x, c) - D(x, c'))). The matching-aware
+    discriminator (Reed et al. 2016, arXiv 1605.05396) counts (x, c') among the fakes; with the hinge that pulls real
+    pictures to one of its flat ends, where D stops telling real from fake.
+    The difference leaves the level of the logits to real and fake.
     """
-    negatives = fake_loss(fake, loss) + weight * differs * fake_loss(mismatched, loss)
-    return real_loss(real, loss) + negatives
+    return real_loss(matched - mismatched, loss)
 
 
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:

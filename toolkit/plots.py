@@ -5,7 +5,7 @@ from pathlib import Path
 from toolkit.records import read_log
 
 PANELS = {
-    "losses": ("loss_d", "loss_g"),
+    "losses": ("loss_d", "loss_g", "loss_mismatch"),
     "D's mean logits": ("logit_real", "logit_fake", "logit_mismatched"),
     "R1 penalty (before lambda)": ("r1",),
     "gradient norms": ("grad_norm_d", "grad_norm_g"),

@@ -70,6 +70,7 @@ class Run:
             self._finish()
         finally:
             stop.restore()
+            trainer.close()
             self.progress.close()
             if self.main:
                 self.wandb.close()

@@ -93,16 +93,12 @@ class Trainer:
         # Two forwards, one backward: the real pass alone leaves half precision when R1 differentiates it twice.
         on_real = self.D(real, batch.text, batch.mismatched, fp32=r1_now)
         on_fake = self.D(self.augment(fake, "augment fake", batch, noise), batch.text)
-        loss = losses.discriminator_loss(
-            on_real.logits,
-            on_fake.logits,
-            on_real.mismatched,
-            batch.differs,
-            config.mismatch_weight,
-            config.loss,
-        ).mean()
+        real_or_fake = losses.real_loss(on_real.logits, config.loss) + losses.fake_loss(on_fake.logits, config.loss)
+        mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss) * batch.differs
+        loss = (real_or_fake + config.mismatch_weight * mismatch).mean()
         stats = {
-            "loss_d": loss,
+            "loss_d": real_or_fake.mean(),
+            "loss_mismatch": mismatch.mean(),
             "logit_real": on_real.logits.mean(),
             "logit_fake": on_fake.logits.mean(),
             "logit_mismatched": on_real.mismatched.mean(),
@@ -137,6 +133,11 @@ class Trainer:
     def augment(self, images: Tensor, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
         u = noise.uniform(purpose, batch.rows, self.augment_width).to(self.device)
         return diffaug.augment(images, self.config.diffaug_names, u)
+
+    def close(self) -> None:
+        """Stop the data workers."""
+        if self._data is not None:
+            self._data.close()
 
     def unwrap(self, network: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(network)
