@@ -32,7 +32,7 @@ demo: install
 	@echo "         $(DEMO)/run/training_plots.png     losses, logits, penalties"
 	@echo "         $(DEMO)/run/sample_*.png           how the pictures came about"
 	@echo "         $(DEMO)/agreement.json             the table above"
-	@echo "Try      $(BIN)/python -m toolkit.generate --checkpoint $(DEMO)/run --interactive true"
+	@echo "Try      $(BIN)/python -m toolkit.generate --checkpoint $(DEMO)/run --interactive"
 
 lint: install
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ def fid(options: FidOptions) -> dict:
         if source.count < (2 if options.allow_few else FEWEST):
             raise UserError(
                 f"--{side} {source.name} has {source.count} pictures; FID needs {FEWEST} on either side "
-                "(--allow_few true: 2, for tests)"
+                "(--allow_few: 2, for tests)"
             )
     extractor = load_extractor(str(options.feature_layer), options.weights, device)
     of_real, of_fake = (statistics(features(source, extractor, options.batch)) for source in (real, fake))

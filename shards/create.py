@@ -129,7 +129,7 @@ def main(options: CreateOptions) -> None:
 
 def _stop_if_strict(options: CreateOptions, problems: list[Problem]) -> None:
     if options.strict and problems:
-        raise UserError(f"--strict true and {summary(problems)}{first_few(problems)}")
+        raise UserError(f"--strict and {summary(problems)}{first_few(problems)}")
 
 
 def _prepare(

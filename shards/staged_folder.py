@@ -44,7 +44,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} is a file; --out must name a folder")
     present = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if present and not overwrite:
-        raise UserError(f"{out} exists and is not empty; choose another --out or add --overwrite true")
+        raise UserError(f"{out} exists and is not empty; choose another --out or add --overwrite")
     known = {MANIFEST_NAME, INDEX_NAME, REPORT_NAME}
     foreign = [name for name in present if name not in known and not name.endswith(".tar")]
     if foreign or (present and MANIFEST_NAME not in present):

@@ -23,6 +23,11 @@ def test_flags_win_over_the_file_wherever_they_stand(tmp_path):
     assert (config.batch, config.base_ch, config.lr_g) == (4, 8, 5e-5)
 
 
+def test_switches_need_no_value():
+    assert parse(TrainConfig, ["--dry_run", "--batch", "4"]).dry_run and parse(TrainConfig, ["--ema_ramp"]).ema_ramp
+    assert not parse(TrainConfig, ["--ema_ramp", "false"]).ema_ramp and parse(TrainConfig, ["--ema_ramp=true"]).ema_ramp
+
+
 def test_recorded_config_reads_back_equal(tmp_path):
     config = parse(
         TrainConfig, ["--data", "x", "--lr_g", "3e-5", "--kimg", "7", "--diffaug", "", "--mixed_precision", "bf16"]

@@ -94,7 +94,7 @@ class TestSkipping:
 
     def test_strict_stops_and_writes_nothing(self, caption_folder: Path, tmp_path: Path) -> None:
         (caption_folder / "disc05.jpg").write_text("text")
-        with pytest.raises(UserError, match=r"--strict true and skipped 1 .*disc05.jpg: bad picture"):
+        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc05.jpg: bad picture"):
             build(caption_folder, tmp_path / "out", strict=True)
         assert nothing_left(tmp_path, tmp_path / "out")
 

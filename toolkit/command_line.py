@@ -24,7 +24,7 @@ def parse(cls: type[Options], argv: list[str] | None = None) -> Options:
     `--config FILE` gives YAML values for any field; flags win over the file wherever they stand.
     Raises UserError for unknown names (with the nearest valid one), wrong types and values out of range.
     """
-    arguments = _config_first(list(sys.argv[1:] if argv is None else argv))
+    arguments = _bare_switches(_config_first(list(sys.argv[1:] if argv is None else argv)), cls)
     parser = _parser(cls)
     for path in _config_files(arguments):
         _check_config_file(path)
@@ -93,6 +93,17 @@ def _config_first(arguments: list[str]) -> list[str]:
         else:
             others.append(argument)
     return configs + others
+
+
+def _bare_switches(arguments: list[str], cls: type) -> list[str]:
+    """`--interactive` alone means `--interactive true`, which jsonargparse insists on."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(cls) if field.type is bool}
+    values = {"true", "false"}
+    following = [*arguments[1:], ""]
+    return [
+        f"{argument}=true" if argument in switches and after.lower() not in values else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _config_files(arguments: list[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What is in a shard folder, and is it sound? `python -m shards.inspect DIR [--verify true]`."""
+"""What is in a shard folder, and is it sound? `python -m shards.inspect DIR [--verify]`."""
 
 import json
 import sys
@@ -76,7 +76,7 @@ def _ask(options: InspectOptions, manifest: Manifest) -> tuple[list[Check], list
     if options.verify:
         hashes = check_hashes(options.data, manifest)
     else:
-        hashes = Check("sha256", "not checked", "add --verify true")
+        hashes = Check("sha256", "not checked", "add --verify")
     if shard_set is None:
         return [sizes, hashes, Check("samples", "not checked", "the folder does not open")], []
     samples, readable = read_evenly(shard_set, options.samples)
