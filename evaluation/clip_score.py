@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from tqdm import tqdm
 
-from evaluation.inception import pick_device
 from evaluation.sources import Source, open_source
 from toolkit import draws
 from toolkit.command_line import run
+from toolkit.devices import pick_device
 from toolkit.errors import UserError, check
 from toolkit.images import to_pil
 from toolkit.open_clip_encoder import OpenClip, load_open_clip

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 
 from evaluation.frechet import Statistics, frechet_distance, statistics
-from evaluation.inception import Extractor, features, load_extractor, pick_device
+from evaluation.inception import Extractor, features, load_extractor
 from evaluation.sources import Source, is_checkpoint, open_source
 from toolkit.command_line import run
+from toolkit.devices import pick_device
 from toolkit.errors import UserError, check
 from toolkit.shard_format import INDEX_NAME
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.inception import features, load_extractor, pick_device
+from evaluation.inception import features, load_extractor
 from evaluation.sources import open_source
 from toolkit.command_line import run
+from toolkit.devices import pick_device
 from toolkit.errors import UserError, check
 
 SHUFFLE_SEED = 2020

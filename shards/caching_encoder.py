@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from toolkit.devices import pick_device
 from toolkit.text_encoder import TextEncoder, load_encoder
 
 MAX_CACHED_CAPTIONS = 100_000
@@ -30,6 +30,4 @@ class CachedEncoder:
 
 def load_cached(name: str, weights: Path | None, device: str) -> CachedEncoder:
     """`device` 'auto': a GPU if there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return CachedEncoder(load_encoder(name, weights, device))
+    return CachedEncoder(load_encoder(name, weights, pick_device(device)))

@@ -70,6 +70,14 @@ def test_pruning_keeps_the_newest(tmp_path):
     assert checkpoint.checkpoints(tmp_path)[-1].name == "ckpt_10000000"
 
 
+def test_a_rolled_back_run_keeps_its_new_checkpoint(tmp_path):
+    """Steps 5 to 20 exist, the run went back to 5 and saves step 7: that one is new, whatever its number."""
+    for step in (5, 10, 15, 20):
+        checkpoint.save(tmp_path, snapshot(step), keep=0)
+    assert checkpoint.save(tmp_path, snapshot(7), keep=2).is_dir()
+    assert [path.name[-2:] for path in checkpoint.checkpoints(tmp_path)] == ["05", "07", "10", "15", "20"]
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path, monkeypatch, failing):
     first = checkpoint.save(tmp_path, snapshot(1), keep=2)

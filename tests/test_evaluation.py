@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 from evaluation.fid import FidOptions, fid
-from evaluation.inception import features, load_extractor, pick_device
+from evaluation.inception import features, load_extractor
 from evaluation.inception_score import InceptionScoreOptions, inception_score, score
 from evaluation.sources import open_source
 from toolkit.checkpoint import GeneratorFile, Snapshot, save
 from toolkit.config import ModelConfig
 from toolkit.decoding import fit_square
+from toolkit.devices import pick_device
 from toolkit.errors import UserError
 from toolkit.hashing_encoder import HashingEncoder
 from toolkit.models import Generator

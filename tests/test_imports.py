@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "images", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase"},
-    {"command_line", "config", "decoding", "hashing_encoder", "open_clip_encoder", "perceptual"},
+    {"command_line", "config", "decoding", "devices", "hashing_encoder", "open_clip_encoder", "perceptual"},
     {"text_encoder", "models"},
     {"shard_format"},
     {"shard_reader", "checkpoint"},
@@ -21,7 +21,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
     {"train", "generate"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-DISTRIBUTED_MAY = {"launch", "trainer", "inception"}
+DISTRIBUTED_MAY = {"launch", "trainer", "run"}
 """Files that import accelerate or torch.distributed; everything else receives objects."""
 
 

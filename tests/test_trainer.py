@@ -76,6 +76,25 @@ def test_accumulation_equals_the_whole_batch(shard_folder):
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def test_logged_scalars_do_not_depend_on_the_micro_batches(shard_folder):
+    whole, parts = (trainer(shard_folder, batch_gpu=batch_gpu).step() for batch_gpu in (None, 2))
+    for name in ("loss_d", "loss_g", "loss_mismatch", "logit_real", "logit_fake", "r1"):
+        assert whole[name].item() == pytest.approx(parts[name].item(), rel=1e-4, abs=1e-6), name
+
+
+def test_an_overflow_moves_nothing_and_logs_no_infinite_norm(shard_folder):
+    """fp16 gradients overflow now and then by design: the scale is halved, the run goes on."""
+    one = trainer(shard_folder)
+    one.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = weights(one.G), weights(one.ema.module)
+    stats = one.step()
+    one.accelerator.scaler, scale = None, one.accelerator.scaler.get_scale()
+    assert scale == 2.0**125 and one.ema.updates == 0  # halved once for each network
+    assert not any(name.startswith("grad_norm") for name in stats) and all(v.isfinite() for v in stats.values())
+    moved = {name for name in before[0] if not torch.equal(before[0][name], one.G.state_dict()[name])}
+    assert distance(before[1], one.ema.module.state_dict()) == 0 and not moved
+
+
 def test_lazy_r1_appears_at_its_interval_and_every_option_trains(shard_folder):
     one = trainer(shard_folder, r1_interval=2, d_steps=2, loss="nonsaturating", feature_matching=1.0, grad_clip=1.0,
                   diffaug="color,translation,cutout,flip", g_norm="batch", ema_kimg=0.1, ema_ramp=True)  # fmt: skip
@@ -142,15 +161,16 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(shard_folder, tmp_path):
 
 
 @pytest.mark.dist
-def test_two_processes_equal_one(shard_folder, tmp_path):
-    """Same global batch, same draws: weights after 4 steps agree; with batch-independent norm in G."""
-    run_training(shard_folder, tmp_path / "one", "--iters", "4", "--lr_g", "1e-5", "--lr_d", "1e-5")
-    run_training(shard_folder, tmp_path / "two", "--iters", "4", "--lr_g", "1e-5", "--lr_d", "1e-5", processes=2)
-    one, two = (load_file(tmp_path / run / "ckpt_0000004" / FILES[1]) for run in ("one", "two"))
-    assert distance(one, two) < 2e-5
-    moments = [load_file(tmp_path / run / "ckpt_0000004" / FILES[2]) for run in ("one", "two")]
-    for name in (name for name in moments[0] if name.endswith("exp_avg_sq")):
-        torch.testing.assert_close(moments[0][name], moments[1][name], rtol=2e-2, atol=1e-7)
+def test_gradients_of_two_processes_equal_those_of_one(shard_folder, tmp_path):
+    """Same global batch, same draws, R1 included. With beta1 = 0 Adam's first moment is the last gradient itself."""
+    run_training(shard_folder, tmp_path / "one", "--iters", "1")
+    run_training(shard_folder, tmp_path / "two", "--iters", "1", "--batch_gpu", "2", processes=2)
+    one, two = (load_file(tmp_path / run / "ckpt_0000001" / "optimizers.safetensors") for run in ("one", "two"))
+    for network in ("D", "G"):
+        names = [name for name in one if name.startswith(f"{network}.") and name.endswith(".exp_avg")]
+        largest = max(one[name].abs().max() for name in names)
+        assert len(names) > 20 and largest > 0.01
+        assert max((one[name] - two[name]).abs().max() for name in names) < 1e-5 * largest
 
 
 def test_a_signal_to_the_whole_group_ends_with_a_complete_checkpoint(shard_folder, tmp_path):

@@ -53,7 +53,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
-    """Write `run/ckpt_STEP`, then drop all but the newest `keep` (0: none). Returns its path.
+    """Write `run/ckpt_STEP`, then drop all but the newest `keep` (0: none) up to it. Returns its path.
 
     Everything is written into a hidden folder beside it, flushed to the disk and renamed: a kill or a full disk leaves
     the earlier checkpoints whole. Raises UserError if the disk is full or not writable, or if a weight is not finite.
@@ -81,7 +81,7 @@ def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
         raise UserError(
             f"cannot save {final}: {error}; earlier checkpoints are untouched, make room and resume"
         ) from None
-    _prune(run, keep)
+    _prune(run, keep, snapshot.generator.step)
     return final
 
 
@@ -170,8 +170,10 @@ def _refuse_non_finite(*groups: dict[str, Tensor]) -> None:
                 )
 
 
-def _prune(run: Path, keep: int) -> None:
-    for folder in checkpoints(run)[:-keep] if keep else []:
+def _prune(run: Path, keep: int, step: int) -> None:
+    """Later steps are not counted: they are another branch of the run, not the newest of this one."""
+    mine = [folder for folder in checkpoints(run) if int(folder.name[5:]) <= step]
+    for folder in mine[:-keep] if keep else []:
         shutil.rmtree(folder, ignore_errors=True)
 
 

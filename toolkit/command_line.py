@@ -98,7 +98,7 @@ def _config_first(arguments: list[str]) -> list[str]:
 def _bare_switches(arguments: list[str], cls: type) -> list[str]:
     """`--interactive` alone means `--interactive true`, which jsonargparse insists on."""
     switches = {f"--{field.name}" for field in dataclasses.fields(cls) if field.type is bool}
-    values = {"true", "false"}
+    values = {"true", "false", "yes", "no"}
     following = [*arguments[1:], ""]
     return [
         f"{argument}=true" if argument in switches and after.lower() not in values else argument

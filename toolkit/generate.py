@@ -13,6 +13,7 @@ from torch import Tensor
 
 from toolkit.captioned_grid import draw_captioned_grid
 from toolkit.command_line import run
+from toolkit.devices import pick_device
 from toolkit.errors import UserError, check
 from toolkit.images import save_png
 from toolkit.sampling import TrainedGenerator, load_generator
@@ -67,7 +68,7 @@ class GenerateOptions:
 
 
 def main(options: GenerateOptions) -> None:
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    device = pick_device(options.device)
     trained = load_generator(options.checkpoint, device)
     out_dir = Path(options.out_dir)
     try:

@@ -7,7 +7,7 @@ import sys
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 
 from toolkit.config import TrainConfig
@@ -30,6 +30,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             # before one backward never meet an in-place change.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+            GradScalerKwargs(growth_interval=4000),  # counted per optimizer step, of which a training step has two
         ],
     )
     _refuse_unsupported(accelerator)
@@ -75,6 +76,8 @@ def _refuse_unsupported(accelerator: Accelerator) -> None:
             f"{accelerator.distributed_type.value} cannot train two networks against each other; launch with "
             "plain data parallelism (accelerate launch --multi_gpu)"
         )
+    if str(accelerator.state.dynamo_plugin.backend.value).upper() != "NO":
+        raise UserError("torch.compile cannot differentiate R1 twice; launch with --dynamo_backend no")
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if wanted > 1 and accelerator.num_processes == 1:
         raise UserError(

@@ -2,9 +2,14 @@
 
 import dataclasses
 import math
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from accelerate import Accelerator
 
 from toolkit import checkpoint
 from toolkit.command_line import dump
@@ -20,15 +25,34 @@ from toolkit.trainer import Trainer
 def prepare_folder(trainer: Trainer) -> None:
     """Create the run folder and record the resolved config, before anything else. Raises UserError if it cannot."""
     run = Path(trainer.config.out_dir)
-    if trainer.accelerator.is_main_process:
+
+    def write_config() -> None:
         try:
             run.mkdir(parents=True, exist_ok=True)
+            for half_written in run.glob(".tmp-ckpt_*"):  # left by a kill while saving
+                shutil.rmtree(half_written, ignore_errors=True)
             staged = run / ".config.yaml.tmp"
             staged.write_text(dump(trainer.config), encoding="utf-8")
             staged.replace(run / "config.yaml")
         except OSError as error:
             raise UserError(f"out_dir {run} is not writable ({error.strerror}); choose another --out_dir") from None
-    trainer.accelerator.wait_for_everyone()
+
+    on_main(trainer.accelerator, write_config)
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Run `action` on the main process. If it fails there, all processes stop: none waits for one that is gone."""
+    error = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except UserError as caught:
+            error = caught
+    failed = accelerator.reduce(torch.tensor(float(error is not None), device=accelerator.device), reduction="sum")
+    if error is not None:
+        raise error
+    if failed > 0:
+        raise UserError("stopped, because the main process could not go on (its message says why)")
 
 
 class Run:
@@ -90,6 +114,11 @@ class Run:
         line["images_per_second"] = config.batch * config.d_steps * steps / seconds
         if self.accelerator.scaler is not None:
             line["loss_scale"] = self.accelerator.scaler.get_scale()
+            if line["loss_scale"] < 1:
+                raise UserError(
+                    f"the fp16 loss scale sank to {line['loss_scale']} at step {step}: gradients overflow at any "
+                    "scale. Resume from the last checkpoint with --mixed_precision no or lower learning rates"
+                )
         self.window_start = time.perf_counter()
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
@@ -111,11 +140,12 @@ class Run:
 
     def _save(self) -> None:
         self.trainer.average_statistics()
-        if self.main:
-            path = checkpoint.save(self.folder, take_snapshot(self.trainer), self.config.keep)
-            self.progress.say(f"saved {path}")
+        on_main(self.accelerator, self._write_checkpoint)
         self.saved_step = self.trainer.step_number
-        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self) -> None:
+        path = checkpoint.save(self.folder, take_snapshot(self.trainer), self.config.keep)
+        self.progress.say(f"saved {path}")
 
     def _finish(self) -> None:
         if len(self.window):

@@ -48,7 +48,14 @@ def find_start(config: TrainConfig) -> Path | None:
             )
         return None
     if config.resume_from != "latest":
-        return Path(config.resume_from)
+        chosen = Path(config.resume_from)
+        later = [path.name for path in checkpoint.checkpoints(out_dir) if path.name > chosen.name]
+        if later and chosen.resolve().parent == out_dir.resolve():
+            raise UserError(
+                f"out_dir {out_dir} holds later checkpoints ({', '.join(later)}), which 'latest' would take for this "
+                "run's; move them away or choose another --out_dir"
+            )
+        return chosen
     newest, passed_over = checkpoint.newest_valid(out_dir)
     for line in passed_over:
         print(f"train: {line}", file=sys.stderr)

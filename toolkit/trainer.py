@@ -1,7 +1,7 @@
 """The training step: D's phase, G's phase, EMA. What surrounds it (logs, samples, checkpoints) is in run.py."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +19,8 @@ from toolkit.perceptual import PerceptualDistance
 from toolkit.phase import Phase
 from toolkit.shard_reader import ShardSet
 from toolkit.snapshot import restore_snapshot
+
+Scalars = dict[str, Tensor]
 
 
 class Trainer:
@@ -56,34 +58,33 @@ class Trainer:
         """Go on from a checkpoint as if never stopped. Raises UserError if it is damaged or of another run's kind."""
         restore_snapshot(self, checkpoint.load(folder))
 
-    def step(self) -> dict[str, Tensor]:
+    def step(self) -> Scalars:
         """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, EMA. Returns scalars."""
         stats = {}
         for k in range(self.config.d_steps):
             micro_batches = self._next_batches()
             power_iteration(self.D)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
-            for batch in micro_batches:
-                with self.phases["D"].accumulating(last=batch is micro_batches[-1]):
-                    loss, found = self.discriminator_loss(batch, noise)
-                    self.phases["D"].backward(loss / self.parts)
-                stats |= found
-            stats["grad_norm_d"] = self.phases["D"].step().gradient_norm
-
+            stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)
         with frozen(self.D):
-            for batch in micro_batches:
-                with self.phases["G"].accumulating(last=batch is micro_batches[-1]):
-                    loss, found = self.generator_loss(batch, noise)
-                    self.phases["G"].backward(loss / self.parts)
-                stats |= found
-            result = self.phases["G"].step()
-        stats["grad_norm_g"] = result.gradient_norm
-        if not result.skipped:
+            stats |= self._run_phase("G", self.generator_loss, micro_batches, noise)
+        if "grad_norm_g" in stats:  # an overflow in half precision skips the step, and the average with it
             self.ema.update(self.unwrap(self.G))
         self.step_number += 1
         return stats
 
-    def discriminator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, dict[str, Tensor]]:
+    def _run_phase(self, name: str, loss_of: Callable, micro_batches: list[Batch], noise: draws.StepDraws) -> Scalars:
+        """One optimizer step of one network on the sum of its micro-batches; the scalars are their means."""
+        phase, stats = self.phases[name], {}
+        for batch in micro_batches:
+            with phase.accumulating(last=batch is micro_batches[-1]):
+                loss, found = loss_of(batch, noise)
+                phase.backward(loss / self.parts)
+            stats = {key: stats.get(key, 0) + value.detach() / self.parts for key, value in found.items()}
+        result = phase.step()
+        return stats if result.skipped else stats | {f"grad_norm_{name.lower()}": result.gradient_norm}
+
+    def discriminator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
         """Adversarial and mismatched-caption terms on augmented pictures, R1 every `r1_interval` steps in one graph."""
         config = self.config
         r1_now = config.r1_penalty > 0 and self.step_number % config.r1_interval == 0
@@ -108,7 +109,7 @@ class Trainer:
             loss = loss + config.r1_penalty * config.r1_interval * stats["r1"]
         return loss, stats
 
-    def generator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, dict[str, Tensor]]:
+    def generator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
         """Adversarial term on augmented pictures, and the options: feature matching, perceptual distance."""
         config = self.config
         fake = self.G(self.z("z for G", batch, noise), batch.text)
