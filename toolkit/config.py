@@ -93,7 +93,7 @@ class TrainConfig(ModelConfig):
     diffaug: str = "color,translation,cutout"
     """DiffAugment policy for real and fake: any of color, translation, cutout, flip, joined by commas; '' = off."""
 
-    lr_g: float = 2e-4
+    lr_g: float = 1e-4
     """Learning rate of G (Adam)."""
     lr_d: float = 2e-4
     """Learning rate of D (Adam); above lr_g for two time-scale training (TTUR)."""
