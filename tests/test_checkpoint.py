@@ -74,6 +74,9 @@ def test_a_rolled_back_run_keeps_its_new_checkpoint(tmp_path):
     """Steps 5 to 20 exist, the run went back to 5 and saves step 7: that one is new, whatever its number."""
     for step in (5, 10, 15, 20):
         checkpoint.save(tmp_path, snapshot(step), keep=0)
+    later = checkpoint.later_in(tmp_path, tmp_path / "ckpt_0000010")
+    assert [path.name[-2:] for path in later] == ["15", "20"]
+    assert not checkpoint.later_in(tmp_path, tmp_path / "elsewhere" / "ckpt_0000010")
     assert checkpoint.save(tmp_path, snapshot(7), keep=2).is_dir()
     assert [path.name[-2:] for path in checkpoint.checkpoints(tmp_path)] == ["05", "07", "10", "15", "20"]
 

@@ -140,6 +140,12 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((path for path in run.glob("ckpt_*") if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
 
 
+def later_in(run: Path, folder: Path) -> list[Path]:
+    """The run's checkpoints after `folder`; none if that is another run's."""
+    own = [path.resolve() for path in checkpoints(run)]
+    return own[own.index(folder.resolve()) + 1 :] if folder.resolve() in own else []
+
+
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
     passed_over = []

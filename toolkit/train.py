@@ -49,10 +49,9 @@ def find_start(config: TrainConfig) -> Path | None:
         return None
     if config.resume_from != "latest":
         chosen = Path(config.resume_from)
-        later = [path.name for path in checkpoint.checkpoints(out_dir) if path.name > chosen.name]
-        if later and chosen.resolve().parent == out_dir.resolve():
+        if later := checkpoint.later_in(out_dir, chosen):
             raise UserError(
-                f"out_dir {out_dir} holds later checkpoints ({', '.join(later)}), which 'latest' would take for this "
+                f"out_dir {out_dir} holds later checkpoints ({', '.join(path.name for path in later)}), which 'latest' would take for this "
                 "run's; move them away or choose another --out_dir"
             )
         return chosen
