@@ -50,9 +50,10 @@ def find_start(config: TrainConfig) -> Path | None:
     if config.resume_from != "latest":
         chosen = Path(config.resume_from)
         if later := checkpoint.later_in(out_dir, chosen):
+            names = ", ".join(path.name for path in later)
             raise UserError(
-                f"out_dir {out_dir} holds later checkpoints ({', '.join(path.name for path in later)}), which 'latest' would take for this "
-                "run's; move them away or choose another --out_dir"
+                f"out_dir {out_dir} holds later checkpoints ({names}), which 'latest' would take for this run's; "
+                "move them away or choose another --out_dir"
             )
         return chosen
     newest, passed_over = checkpoint.newest_valid(out_dir)
