@@ -86,10 +86,8 @@ class Run:
                     self._sample()
                 if self._due(config.ckpt_every):
                     self._save()
-                # Agreeing costs several processes a wait for the device, so they do it at log lines only.
-                if (self.accelerator.num_processes == 1 or self._due(config.log_every)) and stop.agreed(
-                    self.accelerator
-                ):
+                # Agreeing costs several processes a wait for the device, so they do it every tenth step.
+                if (self.accelerator.num_processes == 1 or self._due(10)) and stop.agreed(self.accelerator):
                     break
             self._finish()
         finally:
