@@ -14,6 +14,7 @@ from typing import TextIO
 
 import numpy as np
 
+from toolkit.durable import write_whole
 from toolkit.errors import UserError
 from toolkit.text_encoder import EncoderIdentity
 
@@ -23,7 +24,7 @@ MAX_EMBEDDING_BYTES = 2**26
 
 def save_identity(folder: Path, identity: EncoderIdentity) -> None:
     text = json.dumps(dataclasses.asdict(identity), indent=1, ensure_ascii=False)
-    _write(folder / IDENTITY_NAME, (text + "\n").encode())
+    write_whole(folder / IDENTITY_NAME, (text + "\n").encode())
 
 
 def load_identity(folder: Path) -> EncoderIdentity | None:
@@ -79,13 +80,7 @@ def write_embedding(folder: Path, key: str, vectors: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
     np.save(data, vectors[0] if len(vectors) == 1 else vectors)
-    _write(path, data.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    staged = path.with_name(f".{path.name}.tmp")
-    staged.write_bytes(data)
-    staged.replace(path)
+    write_whole(path, data.getvalue())
 
 
 def embedding_widths(paths: Iterable[Path]) -> Iterator[int]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.writer import REPORT_NAME
+from toolkit.durable import flush_to_disk
 from toolkit.errors import UserError
 from toolkit.shard_format import INDEX_NAME, MANIFEST_NAME
 
@@ -28,7 +29,8 @@ def staged_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             print(f"note: {path} is of another build; delete it if none is running", file=sys.stderr)
         staging.mkdir()
         yield staging
-        _sync([*staging.iterdir(), staging])
+        for path in [*staging.iterdir(), staging]:
+            flush_to_disk(path)
         _replace(staging, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
@@ -62,15 +64,5 @@ def _replace(staging: Path, out: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
-    _sync([out.parent])
+    flush_to_disk(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(paths: list[Path]) -> None:
-    """To the disk: a rename must not become durable before what it names."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

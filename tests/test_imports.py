@@ -10,8 +10,8 @@ from tests.conftest import REPOSITORY
 
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
-    {"errors", "images", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase"},
-    {"command_line", "config", "decoding", "devices", "hashing_encoder", "open_clip_encoder", "perceptual"},
+    {"errors", "durable", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase"},
+    {"command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder", "perceptual"},
     {"text_encoder", "models"},
     {"shard_format"},
     {"shard_reader", "checkpoint"},

@@ -10,7 +10,6 @@ ckpt_0010000/
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toolkit.config import ModelConfig
+from toolkit.durable import flush_to_disk
 from toolkit.errors import UserError
 from toolkit.shard_format import file_sha256
 from toolkit.text_encoder import EncoderIdentity
@@ -72,10 +72,10 @@ def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
         manifest = {"version": FORMAT_VERSION, "files": files}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in [*staged.iterdir(), staged]:
-            _flush(path)
+            flush_to_disk(path)
         shutil.rmtree(final, ignore_errors=True)  # the same step, saved by an earlier life of this run
         staged.rename(final)
-        _flush(run)
+        flush_to_disk(run)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise UserError(
@@ -181,11 +181,3 @@ def _prune(run: Path, keep: int, step: int) -> None:
     mine = [folder for folder in checkpoints(run) if int(folder.name[5:]) <= step]
     for folder in mine[:-keep] if keep else []:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,14 @@
 """Tensors of pictures: the only place that knows the value range. uint8 [0, 255] <-> float [-1, 1], grids, PNG."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from toolkit.durable import write_whole
 
 
 def to_float(pictures: Tensor) -> Tensor:
@@ -41,6 +44,6 @@ def from_pil(picture: Image.Image) -> Tensor:
 
 def save_png(picture: Tensor, path: Path) -> None:
     """Write uint8 [3, H, W] beside `path` and rename: a reader never meets half a picture."""
-    staged = path.with_name(f".{path.name}.tmp")
-    to_pil(picture).save(staged, format="PNG")
-    staged.replace(path)
+    data = io.BytesIO()
+    to_pil(picture).save(data, format="PNG")
+    write_whole(path, data.getvalue())

@@ -26,11 +26,9 @@ class Phase:
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.clip = clip
 
-    @contextlib.contextmanager
-    def accumulating(self, last: bool):
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
         """Around forward and backward of a micro-batch: processes exchange gradients at the last one only."""
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
-            yield
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.network)
 
     def backward(self, loss: Tensor) -> None:
         scaler = self.accelerator.scaler

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toolkit.config import TrainConfig
+from toolkit.durable import write_whole
 
 LOG_NAME = "training_log.json"
 
@@ -41,9 +42,7 @@ class TrainingLog:
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / LOG_NAME
         kept = [line for line in read_log(run) if line["step"] <= step] if step else []
-        staged = self.path.with_suffix(".tmp")
-        staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        staged.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, line: dict) -> None:
         with self.path.open("a", encoding="utf-8") as file:

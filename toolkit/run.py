@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from toolkit import checkpoint
 from toolkit.command_line import dump
+from toolkit.durable import write_whole
 from toolkit.errors import UserError
 from toolkit.plots import plot_training
 from toolkit.records import Progress, TrainingLog, WandbLog, Window
@@ -31,9 +32,7 @@ def prepare_folder(trainer: Trainer) -> None:
             run.mkdir(parents=True, exist_ok=True)
             for half_written in run.glob(".tmp-ckpt_*"):  # left by a kill while saving
                 shutil.rmtree(half_written, ignore_errors=True)
-            staged = run / ".config.yaml.tmp"
-            staged.write_text(dump(trainer.config), encoding="utf-8")
-            staged.replace(run / "config.yaml")
+            write_whole(run / "config.yaml", dump(trainer.config).encode())
         except OSError as error:
             raise UserError(f"out_dir {run} is not writable ({error.strerror}); choose another --out_dir") from None
 
