@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from tqdm import tqdm
 
-from evaluation.sources import Source, open_source
+from evaluation.sources import ScoredOptions, Source
 from toolkit import draws
 from toolkit.command_line import run
 from toolkit.devices import pick_device
-from toolkit.errors import UserError, check
+from toolkit.errors import UserError
 from toolkit.images import to_pil
 from toolkit.open_clip_encoder import OpenClip, load_open_clip
 from toolkit.text_encoder import SAME_ENCODER_COSINE
@@ -29,11 +29,9 @@ FORMULAS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipScoreOptions:
+class ClipScoreOptions(ScoredOptions):
     """CLIP score (higher is better): do the pictures show what their captions say?"""
 
-    fake: Path
-    """What is scored: a checkpoint, a shard folder, or a picture folder with a .txt of the same stem per picture."""
     model: str = "ViT-B-32"
     """open_clip architecture. Not the one that conditions the generator: that would praise itself."""
     pretrained: str = "laion2b_s34b_b79k"
@@ -42,20 +40,6 @@ class ClipScoreOptions:
     """Local copy of these weights (default: open_clip's download)."""
     prefix: str = ""
     """Put in front of every caption."""
-    count: int | None = None
-    """Number of pictures, drawn by seed (default: all; a checkpoint draws one a prompt)."""
-    size: int | None = None
-    """Centre-crop and resize every picture to this many pixels (default: as they are; CLIP resizes in any case)."""
-    prompts: Path | None = None
-    """Prompts for a checkpoint: a shard folder, or a text file with one a line."""
-    encoder_weights: Path | None = None
-    """Local weights of the checkpoint's text encoder, for prompts from a text file."""
-    batch: int = 32
-    """Pictures at a time."""
-    seed: int = 0
-    """Chooses the pictures, and the noise of a checkpoint."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
 
 
 class ClipScore(NamedTuple):
@@ -87,11 +71,8 @@ def main(options: ClipScoreOptions) -> None:
 
 def score(options: ClipScoreOptions) -> dict:
     """The report: the keys of FORMULAS, "protocol", "notes". Raises UserError."""
-    check(options.batch > 0, "batch", options.batch, "at least 1")
     device = pick_device(options.device)
-    source = open_source(
-        options.fake, options.count, options.size, options.seed, options.prompts, device, options.encoder_weights
-    )
+    source = options.open(device)
     captions = source.captions
     if captions is None:
         raise UserError(f"{source.name} has no captions; put a .txt of the same stem beside every picture")
@@ -134,17 +115,12 @@ def _load(options: ClipScoreOptions, device: torch.device) -> OpenClip:
 
 def _protocol(options: ClipScoreOptions, source: Source, device: torch.device) -> dict:
     return {
-        "fake": source.name,
-        "n_fake": source.count,
+        **options.protocol(source),
         "model": options.model,
         "pretrained": options.pretrained,
         "clip_weights": str(options.clip_weights) if options.clip_weights else None,
         "formulas": FORMULAS,
         "prefix": options.prefix,
-        "resolution": f"{source.width}x{source.height}",
-        "checkpoint": source.name if source.kind == "checkpoint" else None,
-        "prompts": source.prompts,
-        "seed": options.seed,
         "device": str(device),
         "torch": torch.__version__,
         "open_clip": version("open_clip_torch"),

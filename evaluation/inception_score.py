@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evaluation.inception import features, load_extractor
-from evaluation.sources import open_source
+from evaluation.sources import ScoredOptions
 from toolkit.command_line import run
 from toolkit.devices import pick_device
 from toolkit.errors import UserError, check
@@ -20,29 +20,13 @@ CUSTOMARY_COUNT = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class InceptionScoreOptions:
+class InceptionScoreOptions(ScoredOptions):
     """Inception Score (higher is better; knows nothing of the real pictures, so report it beside FID)."""
 
-    fake: Path
-    """What is scored: a picture folder, a shard folder or a checkpoint."""
-    count: int | None = None
-    """Number of pictures, drawn by seed (default: all; a checkpoint draws one a prompt)."""
     splits: int = 10
     """Parts that the mean and the deviation are taken over."""
-    size: int | None = None
-    """Centre-crop and resize every picture to this many pixels (default: as they are)."""
     weights: Path | None = None
     """torch-fidelity's Inception weights file (default: its download)."""
-    prompts: Path | None = None
-    """Prompts for a checkpoint: a shard folder, or a text file with one a line."""
-    encoder_weights: Path | None = None
-    """Local weights of the checkpoint's text encoder, for prompts from a text file."""
-    batch: int = 32
-    """Pictures at a time."""
-    seed: int = 0
-    """Chooses the pictures, and the noise of a checkpoint."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
@@ -73,11 +57,8 @@ def main(options: InceptionScoreOptions) -> None:
 
 def score(options: InceptionScoreOptions) -> dict:
     """The report: "inception_score", "inception_score_std", "protocol", "notes". Raises UserError."""
-    check(options.batch > 0, "batch", options.batch, "at least 1")
     device = pick_device(options.device)
-    source = open_source(
-        options.fake, options.count, options.size, options.seed, options.prompts, device, options.encoder_weights
-    )
+    source = options.open(device)
     if source.count < options.splits:  # before minutes of Inception
         inception_score(torch.empty(source.count, 1), options.splits)
     extractor = load_extractor("logits_unbiased", options.weights, device)
@@ -86,17 +67,7 @@ def score(options: InceptionScoreOptions) -> dict:
     return {
         "inception_score": mean,
         "inception_score_std": deviation,
-        "protocol": {
-            "fake": source.name,
-            "n_fake": source.count,
-            "splits": options.splits,
-            "resolution": f"{source.width}x{source.height}",
-            "checkpoint": source.name if source.kind == "checkpoint" else None,
-            "prompts": source.prompts,
-            "seed": options.seed,
-            "batch": options.batch,
-            **extractor.protocol(),
-        },
+        "protocol": {**options.protocol(source), "splits": options.splits, **extractor.protocol()},
         "notes": small if source.count < CUSTOMARY_COUNT else [],
     }
 

@@ -55,6 +55,45 @@ class Source:
         return self.read_captions()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoredOptions:
+    """The options of a command that scores one source."""
+
+    fake: Path
+    """What is scored: a checkpoint, a shard folder, or a picture folder (captions: a .txt of the same stem each)."""
+    count: int | None = None
+    """Number of pictures, drawn by seed (default: all; a checkpoint draws one a prompt)."""
+    size: int | None = None
+    """Centre-crop and resize every picture to this many pixels (default: as they are)."""
+    prompts: Path | None = None
+    """Prompts for a checkpoint: a shard folder, or a text file with one a line."""
+    encoder_weights: Path | None = None
+    """Local weights of the checkpoint's text encoder, for prompts from a text file."""
+    batch: int = 32
+    """Pictures at a time."""
+    seed: int = 0
+    """Chooses the pictures, and the noise of a checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def open(self, device: torch.device) -> "Source":
+        """Raises UserError."""
+        check(self.batch > 0, "batch", self.batch, "at least 1")
+        return open_source(self.fake, self.count, self.size, self.seed, self.prompts, device, self.encoder_weights)
+
+    def protocol(self, source: "Source") -> dict:
+        """What of the source a reader must know to compare numbers."""
+        return {
+            "fake": source.name,
+            "n_fake": source.count,
+            "resolution": f"{source.width}x{source.height}",
+            "checkpoint": source.name if source.kind == "checkpoint" else None,
+            "prompts": source.prompts,
+            "seed": self.seed,
+            "batch": self.batch,
+        }
+
+
 def open_source(
     path: Path,
     count: int | None = None,
