@@ -14,11 +14,11 @@ from tqdm import tqdm
 from evaluation.sources import ScoredOptions, Source
 from toolkit import draws
 from toolkit.command_line import run
+from toolkit.data.images import to_pil
 from toolkit.devices import pick_device
+from toolkit.encoders.open_clip_encoder import OpenClip, load_open_clip
+from toolkit.encoders.text_encoder import SAME_ENCODER_COSINE
 from toolkit.errors import UserError
-from toolkit.images import to_pil
-from toolkit.open_clip_encoder import OpenClip, load_open_clip
-from toolkit.text_encoder import SAME_ENCODER_COSINE
 
 FORMULAS = {
     "clip_score": "100 * mean(max(cos, 0)): torchmetrics' convention",

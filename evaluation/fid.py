@@ -11,9 +11,9 @@ from evaluation.frechet import Statistics, frechet_distance, statistics
 from evaluation.inception import Extractor, features, load_extractor
 from evaluation.sources import Source, is_checkpoint, open_source
 from toolkit.command_line import run
+from toolkit.data.shard_format import INDEX_NAME
 from toolkit.devices import pick_device
 from toolkit.errors import UserError, check
-from toolkit.shard_format import INDEX_NAME
 
 FEWEST = 64
 """Below this the covariance term is noise; the same pictures give any value."""

@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from toolkit import draws
-from toolkit.checkpoint import GENERATOR, checkpoints
-from toolkit.decoding import SUFFIXES, fit_square, read_picture
+from toolkit.data.decoding import SUFFIXES, fit_square, read_picture
+from toolkit.data.images import from_pil, to_pil
+from toolkit.data.shard_format import INDEX_NAME
+from toolkit.data.shard_reader import ShardSet
+from toolkit.encoders.text_encoder import EncoderIdentity, load_encoder_of
 from toolkit.errors import UserError, check
-from toolkit.images import from_pil, to_pil
+from toolkit.run_folder.checkpoint import GENERATOR, checkpoints
 from toolkit.sampling import TrainedGenerator, load_generator
-from toolkit.shard_format import INDEX_NAME
-from toolkit.shard_reader import ShardSet
-from toolkit.text_encoder import EncoderIdentity, load_encoder_of
 
 CPU, WHITE = torch.device("cpu"), (255, 255, 255)
 

@@ -10,9 +10,9 @@ import numpy as np
 from evaluation.toy_oracle import agreement, chance
 from shards.toy_dishes import Attributes, all_attributes, is_held_out
 from toolkit.command_line import run
+from toolkit.encoders.text_encoder import load_encoder_of
 from toolkit.errors import check
 from toolkit.sampling import TrainedGenerator, load_generator
-from toolkit.text_encoder import load_encoder_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.devices import pick_device
-from toolkit.text_encoder import TextEncoder, load_encoder
+from toolkit.encoders.text_encoder import TextEncoder, load_encoder
 
 MAX_CACHED_CAPTIONS = 100_000
 """About 300 MB at 768 dimensions; beyond it the cache starts anew."""

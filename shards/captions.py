@@ -13,7 +13,7 @@ from shards.caption_collection import CaptionCollection
 from shards.caption_tables import TABLES, read_table
 from shards.folder_listing import by_key, key_of, list_files
 from shards.problems import Problem
-from toolkit.decoding import SUFFIXES
+from toolkit.data.decoding import SUFFIXES
 from toolkit.errors import UserError, check
 
 MAX_TEXT_BYTES = 1_000_000

@@ -22,9 +22,9 @@ from shards.staged_folder import staged_folder
 from shards.stored_pictures import StoredPicture, parse_colour, store_picture
 from shards.writer import ShardWriter, write_report
 from toolkit.command_line import run
+from toolkit.data.shard_format import INDEX_NAME, Manifest, file_sha256
+from toolkit.encoders.text_encoder import DEFAULT_ENCODER, EncoderIdentity
 from toolkit.errors import UserError, check
-from toolkit.shard_format import INDEX_NAME, Manifest, file_sha256
-from toolkit.text_encoder import DEFAULT_ENCODER, EncoderIdentity
 
 CHUNK = 128
 """Samples prepared between two writes; bounds memory."""

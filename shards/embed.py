@@ -18,8 +18,8 @@ from shards.embedding_folder import (
 )
 from shards.problems import first_few, print_problems, summary
 from toolkit.command_line import run
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError, check
-from toolkit.text_encoder import EncoderIdentity
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import TextIO
 import numpy as np
 
 from toolkit.durable import write_whole
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.text_encoder import EncoderIdentity
 
 IDENTITY_NAME, RECORD_NAME = "encoder.json", "embedded.jsonl"
 MAX_EMBEDDING_BYTES = 2**26

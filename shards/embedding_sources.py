@@ -13,10 +13,10 @@ from shards.caching_encoder import load_cached
 from shards.captions import Sample
 from shards.embedding_folder import embedding_widths, load_identity, load_record, read_embedding
 from shards.problems import Problem
+from toolkit.encoders.hashing_encoder import HashingEncoder
+from toolkit.encoders.open_clip_encoder import check_open_clip_name
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
-from toolkit.open_clip_encoder import check_open_clip_name
-from toolkit.text_encoder import EncoderIdentity
 
 PROBES = 4
 """Captions of the data that identify an encoder whose vectors were computed elsewhere."""

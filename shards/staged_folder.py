@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.writer import REPORT_NAME
+from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME
 from toolkit.durable import flush_to_disk
 from toolkit.errors import UserError
-from toolkit.shard_format import INDEX_NAME, MANIFEST_NAME
 
 
 @contextmanager

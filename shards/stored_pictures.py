@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from PIL import ImageColor
 
-from toolkit.decoding import BadPicture, decode_picture, fit_square
-from toolkit.shard_format import MAX_MEMBER_BYTES
+from toolkit.data.decoding import BadPicture, decode_picture, fit_square
+from toolkit.data.shard_format import MAX_MEMBER_BYTES
 
 
 class StoredPicture(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
-from toolkit.shard_format import INDEX_NAME, ShardFile, file_sha256, index_tar
+from toolkit.data.shard_format import INDEX_NAME, ShardFile, file_sha256, index_tar
 
 REPORT_NAME = "report.json"
 

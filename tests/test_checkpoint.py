@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from toolkit import checkpoint
-from toolkit.checkpoint import GENERATOR, MANIFEST, NETWORKS, OPTIMIZERS, STATE, GeneratorFile, Snapshot
 from toolkit.config import ModelConfig
+from toolkit.encoders.hashing_encoder import HashingEncoder
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
-from toolkit.models import Generator
+from toolkit.networks.models import Generator
+from toolkit.run_folder import checkpoint
+from toolkit.run_folder.checkpoint import GENERATOR, MANIFEST, NETWORKS, OPTIMIZERS, STATE, GeneratorFile, Snapshot
 from toolkit.sampling import load_generator
-from toolkit.text_encoder import EncoderIdentity
 
 CONFIG = ModelConfig(resolution=16, base_ch=2, z_dim=4, d_scales=1)
 

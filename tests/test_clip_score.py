@@ -11,9 +11,9 @@ from torch import Tensor
 
 from evaluation import sources
 from evaluation.clip_score import ClipScoreOptions, clip_score, encode_texts, score, shuffled_clip_score
+from toolkit.encoders.open_clip_encoder import load_open_clip
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.open_clip_encoder import load_open_clip
-from toolkit.text_encoder import EncoderIdentity
 
 MODEL = "tiny-test"
 TINY = {

@@ -9,10 +9,10 @@ from PIL import Image
 
 from shards import create
 from shards.create import CreateOptions
-from toolkit.decoding import decode_picture, fit_square
+from toolkit.data.decoding import decode_picture, fit_square
+from toolkit.data.shard_reader import ShardSet
+from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
-from toolkit.shard_reader import ShardSet
 
 
 def build(folder: Path, out: Path, **options) -> ShardSet:

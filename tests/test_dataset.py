@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from toolkit.dataset import PositionSampler, ShardDataset, batches
+from toolkit.data.dataset import PositionSampler, ShardDataset, batches
+from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.shard_reader import ShardSet
 
 
 @pytest.fixture

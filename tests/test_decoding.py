@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from toolkit.decoding import BadPicture, decode_picture, fit_square, read_picture
+from toolkit.data.decoding import BadPicture, decode_picture, fit_square, read_picture
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from toolkit import diffaug
+from toolkit.networks import diffaug
 
 ALL = ("color", "translation", "cutout", "flip")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.ema import EMA
+from toolkit.networks.ema import EMA
 
 
 def network(value: float) -> nn.Module:

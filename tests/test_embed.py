@@ -14,9 +14,9 @@ from shards.caching_encoder import CachedEncoder
 from shards.create import CreateOptions
 from shards.embed import EmbedOptions
 from shards.embedding_folder import read_embedding
+from toolkit.data.shard_reader import ShardSet
+from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
-from toolkit.shard_reader import ShardSet
 
 UNIT = np.eye(768, dtype=np.float32)[3]
 

@@ -8,8 +8,8 @@ import pytest
 from shards.embedding_folder import load_identity, save_identity
 from tests.conftest import COLOURS
 from tests.test_create import build, skipped
+from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
 
 
 class TestEmbeddings:

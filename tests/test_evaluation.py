@@ -18,15 +18,15 @@ from evaluation.fid import FidOptions, fid
 from evaluation.inception import features, load_extractor
 from evaluation.inception_score import InceptionScoreOptions, inception_score, score
 from evaluation.sources import open_source
-from toolkit.checkpoint import GeneratorFile, Snapshot, save
 from toolkit.config import ModelConfig
-from toolkit.decoding import fit_square
+from toolkit.data.decoding import fit_square
+from toolkit.data.shard_format import Manifest, ShardFile, file_sha256, index_tar
 from toolkit.devices import pick_device
+from toolkit.encoders.hashing_encoder import HashingEncoder
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
-from toolkit.models import Generator
-from toolkit.shard_format import Manifest, ShardFile, file_sha256, index_tar
-from toolkit.text_encoder import EncoderIdentity
+from toolkit.networks.models import Generator
+from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from tests.test_checkpoint import snapshot
-from toolkit import checkpoint, generate
+from toolkit import generate
 from toolkit.errors import UserError
 from toolkit.generate import GenerateOptions, clean_prompt, parse_seeds, slug
+from toolkit.run_folder import checkpoint
 from toolkit.sampling import load_generator
 
 
@@ -106,7 +107,7 @@ def test_exactly_one_kind_of_prompt():
 
 
 def test_another_encoder_is_refused_with_the_cosine(run, monkeypatch, tmp_path):
-    from toolkit.hashing_encoder import HashingEncoder
+    from toolkit.encoders.hashing_encoder import HashingEncoder
 
     real = HashingEncoder.encode
     monkeypatch.setattr(HashingEncoder, "encode", lambda self, captions: real(self, captions).roll(1, dims=1))

@@ -14,10 +14,10 @@ from shards.inspect import __main__ as inspect_command
 from shards.inspect import checks
 from shards.inspect.__main__ import InspectOptions
 from tests.conftest import REPOSITORY
+from toolkit.data.shard_reader import ShardSet
+from toolkit.encoders.hashing_encoder import HashingEncoder
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
-from toolkit.shard_reader import ShardSet
-from toolkit.text_encoder import EncoderIdentity
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import torch
 
-from toolkit import losses
+from toolkit.networks import losses
 
 
 def test_hinge_values():

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from toolkit.config import ModelConfig
-from toolkit.layers import power_iteration
-from toolkit.models import Discriminator, Generator
+from toolkit.networks.layers import power_iteration
+from toolkit.networks.models import Discriminator, Generator
 
 
 def tiny(**options) -> ModelConfig:

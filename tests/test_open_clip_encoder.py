@@ -11,8 +11,8 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
+from toolkit.encoders.open_clip_encoder import OpenClipEncoder, check_open_clip_name, load_open_clip
 from toolkit.errors import UserError
-from toolkit.open_clip_encoder import OpenClipEncoder, check_open_clip_name, load_open_clip
 
 NAME = "ViT-B-32/laion2b_s34b_b79k"
 

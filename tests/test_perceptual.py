@@ -6,7 +6,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from toolkit.errors import UserError
-from toolkit.perceptual import LAYERS, PerceptualDistance
+from toolkit.networks.perceptual import LAYERS, PerceptualDistance
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import webdataset
 
+from toolkit.data.shard_format import INDEX_NAME, Manifest, index_tar
+from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.shard_format import INDEX_NAME, Manifest, index_tar
-from toolkit.shard_reader import ShardSet
 
 
 class TestSound:

@@ -14,8 +14,8 @@ from PIL import Image
 from shards import writer
 from tests.conftest import REPOSITORY
 from tests.test_create import build, nothing_left
+from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.shard_reader import ShardSet
 
 
 class TestAppearsWhole:

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
-from toolkit.checkpoint import newest_valid
 from toolkit.config import TrainConfig
+from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.records import read_log
-from toolkit.shard_reader import ShardSet
+from toolkit.run_folder.checkpoint import newest_valid
+from toolkit.run_folder.records import read_log
 from toolkit.trainer import Trainer, frozen
 
 TINY = {"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0, "g_norm": "group"}
@@ -210,7 +210,7 @@ def test_refusals_are_one_line(shard_folder, tmp_path):
 
 def test_other_data_is_refused_on_resume(shard_folder, tmp_path):
     one = trainer(shard_folder)
-    from toolkit.snapshot import restore_snapshot, take_snapshot
+    from toolkit.run_folder.snapshot import restore_snapshot, take_snapshot
 
     snapshot = take_snapshot(one)
     other = trainer(shard_folder)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.captioned_grid import draw_captioned_grid
 from toolkit.command_line import run
+from toolkit.data.images import save_png
 from toolkit.devices import pick_device
+from toolkit.encoders.text_encoder import TextEncoder, load_encoder_of
 from toolkit.errors import UserError, check
-from toolkit.images import save_png
+from toolkit.run_folder.captioned_grid import draw_captioned_grid
 from toolkit.sampling import TrainedGenerator, load_generator
-from toolkit.text_encoder import TextEncoder, load_encoder_of
 
 MAX_PROMPT_CHARACTERS, MAX_PROMPTS = 2000, 100_000
 

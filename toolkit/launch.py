@@ -11,8 +11,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, GradScalerKwa
 from accelerate.utils import DistributedType
 
 from toolkit.config import TrainConfig
+from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.shard_reader import ShardSet
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from toolkit import checkpoint
 from toolkit.command_line import dump
 from toolkit.durable import write_whole
 from toolkit.errors import UserError
-from toolkit.plots import plot_training
-from toolkit.records import Progress, TrainingLog, WandbLog, Window
-from toolkit.sample_grid import SampleGrid
-from toolkit.snapshot import take_snapshot
+from toolkit.run_folder import checkpoint
+from toolkit.run_folder.plots import plot_training
+from toolkit.run_folder.records import Progress, TrainingLog, WandbLog, Window
+from toolkit.run_folder.sample_grid import SampleGrid
+from toolkit.run_folder.snapshot import take_snapshot
 from toolkit.stopping import StopRequest
 from toolkit.trainer import Trainer
 

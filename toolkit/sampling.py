@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit import draws
-from toolkit.checkpoint import (
+from toolkit.data.images import to_uint8
+from toolkit.errors import UserError
+from toolkit.networks.models import Generator
+from toolkit.run_folder.checkpoint import (
     GENERATOR,
     MANIFEST,
     GeneratorFile,
@@ -14,9 +17,6 @@ from toolkit.checkpoint import (
     load_generator_file,
     newest_valid,
 )
-from toolkit.errors import UserError
-from toolkit.images import to_uint8
-from toolkit.models import Generator
 
 
 class TrainedGenerator:

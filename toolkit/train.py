@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from toolkit import checkpoint
 from toolkit.command_line import dump, run
 from toolkit.config import TrainConfig
+from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.launch import check_data, start_accelerator
-from toolkit.models import Discriminator, Generator, count_parameters
+from toolkit.networks.models import Discriminator, Generator, count_parameters
 from toolkit.run import Run, describe_end, prepare_folder
-from toolkit.shard_reader import ShardSet
+from toolkit.run_folder import checkpoint
 from toolkit.trainer import Trainer
 
 

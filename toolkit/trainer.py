@@ -8,17 +8,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from toolkit import checkpoint, diffaug, draws, losses
+from toolkit import draws
 from toolkit.config import TrainConfig
-from toolkit.dataset import Batch, ShardDataset, batches
-from toolkit.ema import EMA
-from toolkit.images import to_float
-from toolkit.layers import power_iteration
-from toolkit.models import Discriminator, Generator
-from toolkit.perceptual import PerceptualDistance
+from toolkit.data.dataset import Batch, ShardDataset, batches
+from toolkit.data.images import to_float
+from toolkit.data.shard_reader import ShardSet
+from toolkit.networks import diffaug, losses
+from toolkit.networks.ema import EMA
+from toolkit.networks.layers import power_iteration
+from toolkit.networks.models import Discriminator, Generator
+from toolkit.networks.perceptual import PerceptualDistance
 from toolkit.phase import Phase
-from toolkit.shard_reader import ShardSet
-from toolkit.snapshot import restore_snapshot
+from toolkit.run_folder import checkpoint
+from toolkit.run_folder.snapshot import restore_snapshot
 
 Scalars = dict[str, Tensor]
 

@@ -17,9 +17,9 @@ from shards.inspect.checks import (
     read_evenly,
 )
 from toolkit.command_line import run
+from toolkit.data.shard_format import Manifest
+from toolkit.data.shard_reader import Sample
 from toolkit.errors import UserError, check
-from toolkit.shard_format import Manifest
-from toolkit.shard_reader import Sample
 
 EXAMPLES = 5
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toolkit.decoding import FORMATS, decode_picture
+from toolkit.data.decoding import FORMATS, decode_picture
+from toolkit.data.shard_format import INDEX_NAME, Manifest, file_sha256
+from toolkit.data.shard_reader import Sample, ShardSet
+from toolkit.encoders.text_encoder import SAME_ENCODER_COSINE, load_encoder
 from toolkit.errors import UserError
-from toolkit.shard_format import INDEX_NAME, Manifest, file_sha256
-from toolkit.shard_reader import Sample, ShardSet
-from toolkit.text_encoder import SAME_ENCODER_COSINE, load_encoder
 
 
 class Check(NamedTuple):

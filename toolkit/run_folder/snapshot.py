@@ -5,8 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from toolkit.checkpoint import GeneratorFile, Snapshot
 from toolkit.errors import UserError
+from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot
 
 
 def take_snapshot(trainer) -> Snapshot:

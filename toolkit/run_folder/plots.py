@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from toolkit.records import read_log
+from toolkit.run_folder.records import read_log
 
 PANELS = {
     "losses": ("loss_d", "loss_g", "loss_mismatch"),

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toolkit.config import ModelConfig
+from toolkit.data.shard_format import file_sha256
 from toolkit.durable import flush_to_disk
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.shard_format import file_sha256
-from toolkit.text_encoder import EncoderIdentity
 
 FORMAT_VERSION = 1
 GENERATOR, NETWORKS, OPTIMIZERS = "generator.safetensors", "networks.safetensors", "optimizers.safetensors"

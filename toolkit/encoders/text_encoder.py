@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.encoders.hashing_encoder import HashingEncoder
+from toolkit.encoders.open_clip_encoder import OpenClipEncoder
 from toolkit.errors import UserError
-from toolkit.hashing_encoder import HashingEncoder
-from toolkit.open_clip_encoder import OpenClipEncoder
 
 DEFAULT_ENCODER = "ViT-L-14/laion2b_s32b_b82k"
 PROBE_CAPTIONS = ("a photo of a plate of food", "ćevapi with onions", "a red bicycle against a brick wall")

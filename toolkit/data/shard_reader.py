@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.data.shard_format import INDEX_COLUMNS, INDEX_NAME, Manifest
 from toolkit.errors import UserError
-from toolkit.shard_format import INDEX_COLUMNS, INDEX_NAME, Manifest
 
 
 class Sample(NamedTuple):

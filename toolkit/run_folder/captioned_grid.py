@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from toolkit.images import to_pil
+from toolkit.data.images import to_pil
 
 SMALLEST_SIDE, MAX_ROWS, GAP, TEXT_WIDTH = 96, 64, 8, 300
 

@@ -6,11 +6,11 @@ import torch
 
 from toolkit import draws
 from toolkit.config import TrainConfig
-from toolkit.decoding import decode_picture
-from toolkit.ema import EMA
-from toolkit.images import from_pil, make_grid, save_png
+from toolkit.data.decoding import decode_picture
+from toolkit.data.images import from_pil, make_grid, save_png
+from toolkit.data.shard_reader import Sample, ShardSet
+from toolkit.networks.ema import EMA
 from toolkit.sampling import sample
-from toolkit.shard_reader import Sample, ShardSet
 
 COLUMNS = 4
 """Noise vectors per caption: a row shows how z changes the picture, a column how the text does."""

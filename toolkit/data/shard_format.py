@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.text_encoder import EncoderIdentity
 
 MANIFEST_NAME, INDEX_NAME = "manifest.json", "index.npy"
 FORMAT_VERSION = 1

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.config import ModelConfig
-from toolkit.layers import ConditionalNorm, DownBlock, UpBlock, hold_spectral_norms, spectral_linear
+from toolkit.networks.layers import ConditionalNorm, DownBlock, UpBlock, hold_spectral_norms, spectral_linear
 
 TEXT_WIDTH = 256
 """Width of the text features inside G and D, whatever the width of the embedding."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from toolkit import draws
-from toolkit.decoding import decode_picture
+from toolkit.data.decoding import decode_picture
+from toolkit.data.images import from_pil
+from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.images import from_pil
-from toolkit.shard_reader import ShardSet
 
 MISMATCH_TRIES = 16
 """Draws for a caption that differs; with two captions in equal parts the chance to find none is 2^-16."""

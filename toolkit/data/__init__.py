@@ -1,0 +1,1 @@
+"""Shards and pictures: reading them, and turning them into batches."""

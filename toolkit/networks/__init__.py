@@ -1,0 +1,1 @@
+"""Generator and discriminator, their blocks, losses, augmentation and average."""
