@@ -4,9 +4,12 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from toolkit.adaptive import AdaptiveOptions
 from toolkit.errors import UserError, check
+from toolkit.monitor import WatchOptions
 
 DIFFAUG_NAMES = ("color", "translation", "cutout", "flip")
+TRACKER_NAMES = ("wandb", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(ModelConfig):
+class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
     """Train a text-conditional GAN on shards: accelerate launch toolkit/train.py --data SHARDS --out_dir RUN."""
 
     data: str = ""
@@ -60,28 +63,35 @@ class TrainConfig(ModelConfig):
     out_dir: str = "runs/gan"
     """Run folder: config.yaml, ckpt_*, sample_*.png, training_log.json, training_plots.png."""
     resume_from: str | None = None
-    """'latest' (newest valid checkpoint of out_dir) or a checkpoint folder; by default training starts anew."""
+    """A checkpoint folder, or 'latest' (newest valid checkpoint of out_dir, which must have one). By default a run goes
+    on where out_dir left off, and starts anew where out_dir has no checkpoint."""
     iters: int = 100_000
     """Optimizer steps of G until the end, counted from the very start (a resumed run does the rest)."""
     kimg: float | None = None
     """Length in thousands of real pictures shown to D; replaces iters when given."""
-    batch: int = 32
-    """Pictures per optimizer step, over all processes and accumulated micro-batches."""
-    batch_gpu: int | None = None
-    """Most pictures one process handles at once; the rest of its share is accumulated. Default: no limit."""
+    batch: int | Literal["auto"] = 32
+    """Pictures per optimizer step, over all processes and accumulated micro-batches. 'auto' is 32 with batch_gpu
+    'auto'."""
+    batch_gpu: int | Literal["auto"] | None = None
+    """Most pictures one process handles at once; the rest of its share is accumulated. Default: no limit. 'auto': as
+    many as fit on the card, tried out before training."""
     workers: int = 2
     """Data loading processes per training process; 0 loads in the training process."""
     seed: int = 0
     """Seed of every random draw: order, captions, noise, augmentation, initial weights."""
 
-    loss: Literal["hinge", "nonsaturating"] = "hinge"
-    """Adversarial loss of both networks."""
+    loss: Literal["hinge", "nonsaturating", "relativistic"] = "hinge"
+    """Adversarial loss of both networks; 'relativistic' pairs each real picture with a generated one."""
     mismatch_weight: float = 1.0
     """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
     r1_penalty: float = 1.0
     """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off."""
+    r2_penalty: float = 0.0
+    """The same penalty on generated pictures (R2); 0 = off."""
     r1_interval: int = 16
-    """R1 every so many steps, multiplied by as much; 1 = every step."""
+    """R1 and R2 every so many steps, multiplied by as much; 1 = every step."""
+    lecam: float = 0.0
+    """Weight of LeCam regularisation in D's loss, which holds its logits near their running means; 0 = off."""
     feature_matching: float = 0.0
     """Weight in G's loss of the distance between mean D features of real and generated pictures; 0 = off."""
     perceptual: float = 0.0
@@ -92,6 +102,8 @@ class TrainConfig(ModelConfig):
     """D steps per G step, each on fresh pictures: 1 or 2, up to 8."""
     diffaug: str = "color,translation,cutout"
     """DiffAugment policy for real and fake: any of color, translation, cutout, flip, joined by commas; '' = off."""
+    augment_p: float = 1.0
+    """Probability of each transform of diffaug for each picture; adaptive_augment starts from 0 instead."""
 
     lr_g: float = 1e-4
     """Learning rate of G (Adam)."""
@@ -105,6 +117,11 @@ class TrainConfig(ModelConfig):
     """Largest L2 norm of each network's gradient; 0 = no clipping."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Precision of both networks; by default what `accelerate launch --mixed_precision` says. fp16 needs a GPU."""
+
+    sync_bn: bool = False
+    """Batch-norm statistics over the pictures of all processes (GPUs only); without it each uses its own share."""
+    timeout: float = 1800
+    """Seconds a process waits for another before the run ends with an error."""
 
     ema_decay: float = 0.999
     """Decay per step of the averaged generator, which makes all samples."""
@@ -122,23 +139,51 @@ class TrainConfig(ModelConfig):
     ckpt_every: int = 5000
     """Steps between checkpoints."""
     keep: int = 3
-    """How many of the newest checkpoints stay, at least 2; 0 keeps all."""
+    """How many of the newest checkpoints stay, at least 2; 0 keeps all. The best by `score` stays besides."""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """What to do when a checkpoint cannot be written (disk full): go on and try again at the next, or end."""
+    score: Literal["none", "swd", "fid"] = "swd"
+    """Score of every checkpoint, which decides which is the best: sliced Wasserstein distance (needs no weights) or
+    FID (downloads Inception, or takes score_weights)."""
+    score_count: int = 1000
+    """Pictures per score, real and generated each."""
+    score_weights: str | None = None
+    """Local Inception weights for score 'fid'."""
+    score_layer: Literal[64, 192, 768, 2048] = 2048
+    """Inception layer for score 'fid'."""
+    patience: int = 0
+    """End once this many scores in a row brought no gain; 0 only says so."""
+    check_ranks_every: int = 1000
+    """Steps between comparisons of the networks of all processes, which must be bitwise equal; 0 = never."""
     n_sample: int = 32
     """Pictures in a sample grid: four noise vectors for each of n_sample / 4 captions."""
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """Whether Weights & Biases logs the run beside the local files."""
-    wandb_project: str = "text-gan"
-    """Project name for wandb."""
+    track: str = ""
+    """Trackers beside the local files: wandb, tensorboard, or both joined by a comma."""
+    track_project: str = "text-gan"
+    """Project name for the trackers."""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """Whether wandb sends the run or stores it in out_dir/wandb for `wandb sync`."""
     dry_run: bool = False
     """Print the resolved config and the networks' sizes, then stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iters", "batch", "r1_interval", "log_every", "sample_every", "ckpt_every", "n_sample"):
+        self.check_watching()
+        self.check_adaptive()
+        counts = ("iters", "r1_interval", "log_every", "sample_every", "ckpt_every", "n_sample", "score_count")
+        for name in counts + (("batch",) if self.batch != "auto" else ()):
             check(1 <= getattr(self, name) <= 10**9, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("workers", "seed", "ema_start"):
+        for name in ("workers", "seed", "ema_start", "patience", "check_ranks_every"):
             check(0 <= getattr(self, name) <= 2**62, name, getattr(self, name), "a whole number of at least 0")
-        for name in ("mismatch_weight", "r1_penalty", "feature_matching", "perceptual", "grad_clip"):
+        for name in (
+            "mismatch_weight",
+            "r1_penalty",
+            "r2_penalty",
+            "lecam",
+            "feature_matching",
+            "perceptual",
+            "grad_clip",
+        ):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
         for name in ("lr_g", "lr_d"):
             check(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
@@ -147,7 +192,9 @@ class TrainConfig(ModelConfig):
         for name in ("kimg", "ema_kimg"):
             value = getattr(self, name)
             check(value is None or 0 < value < 1e9, name, value, "a number above 0")
-        check(self.batch_gpu is None or self.batch_gpu >= 1, "batch_gpu", self.batch_gpu, "at least 1")
+        check(self.batch_gpu in (None, "auto") or self.batch_gpu >= 1, "batch_gpu", self.batch_gpu, "at least 1")
+        check(0 <= self.augment_p <= 1, "augment_p", self.augment_p, "from 0 to 1")
+        check(1 <= self.timeout <= 10**7, "timeout", self.timeout, "at least 1 second")
         check(1 <= self.d_steps <= 8, "d_steps", self.d_steps, "from 1 to 8")
         check(
             self.keep == 0 or self.keep >= 2,
@@ -156,11 +203,17 @@ class TrainConfig(ModelConfig):
             "at least 2 (one may be lost while written), or 0",
         )
         unknown = [name for name in self.diffaug_names if name not in DIFFAUG_NAMES]
+        trackers = [name for name in self.trackers if name not in TRACKER_NAMES]
+        check(not trackers, "track", self.track, f"names out of {', '.join(TRACKER_NAMES)}, joined by a comma")
         check(not unknown, "diffaug", self.diffaug, f"names out of {', '.join(DIFFAUG_NAMES)}, joined by commas")
 
     @property
     def diffaug_names(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.diffaug.split(",") if name.strip())
+        return _names(self.diffaug)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        return _names(self.track)
 
     @property
     def total_steps(self) -> int:
@@ -180,3 +233,7 @@ class TrainConfig(ModelConfig):
                 f"{self.batch_gpu} does not split evenly; choose a divisor of {share}"
             )
         return share, parts
+
+
+def _names(joined: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in joined.split(",") if name.strip())
