@@ -68,3 +68,14 @@ def test_every_picture_has_its_own_numbers():
 def test_empty_policy_is_identity():
     x = images()
     assert diffaug.augment(x, (), torch.zeros(4, 0)) is x
+
+
+def test_each_transform_changes_only_the_pictures_it_is_applied_to():
+    x, u = images(4), torch.rand(4, diffaug.parameter_count(ALL), generator=torch.Generator().manual_seed(2))
+    applied = torch.zeros(4, len(ALL), dtype=torch.bool)
+    applied[1, 0] = applied[2, 3] = True
+    mixed = diffaug.augment(x, ALL, u, applied)
+    assert torch.equal(mixed[0], x[0]) and torch.equal(mixed[3], x[3])
+    assert torch.equal(mixed[1:2], diffaug.color(x[1:2], u[1:2, :3]))
+    assert torch.equal(mixed[2:3], diffaug.flip(x[2:3], u[2:3, 7:]))
+    assert torch.equal(diffaug.augment(x, ALL, u, torch.ones_like(applied)), diffaug.augment(x, ALL, u))

@@ -15,11 +15,11 @@ def phase(scaler=None, clip=0.0, lr=0.5, fused=False):
     nn.init.constant_(network.weight, 1.0)
     accelerator = SimpleNamespace(scaler=scaler, no_sync=lambda network: contextlib.nullcontext())
     optimizer = (
-        torch.optim.SGD(network.parameters(), lr=lr)
+        torch.optim.SGD(network.parameters(), lr=lr, fused=True)
         if not fused
         else torch.optim.Adam(network.parameters(), lr=lr, fused=True)
     )
-    return Phase(accelerator, network, optimizer, clip)
+    return Phase(accelerator, network, optimizer, clip, torch.zeros(()))
 
 
 def scaler() -> torch.amp.GradScaler:
@@ -76,3 +76,17 @@ def test_accumulated_micro_batches_equal_one_batch():
             parts.backward(parts.network(x[i : i + 1]).mean() / 2)
     parts.step()
     torch.testing.assert_close(whole.network.weight, parts.network.weight)
+
+
+def test_a_gradient_that_is_not_finite_freezes_every_phase():
+    """Without a scaler: nothing moves at that step or after it, in either network, until somebody looks."""
+    d, g = phase(fused=True), phase(fused=True)
+    g.broken = d.broken
+    for network, x in ((d, [1.0, 1.0]), (d, [float("nan"), 1.0]), (g, [1.0, 1.0]), (d, [1.0, 1.0])):
+        before = network.network.weight.tolist()
+        network.backward(network.network(torch.tensor([x])).sum())
+        network.step()
+        moved = network.network.weight.tolist() != before
+        assert moved == (network is d and before == [[1.0, 1.0]])
+    assert d.broken == 1 and d.optimizer.state[d.network.weight]["step"] == 1
+    assert not g.optimizer.state[g.network.weight]["exp_avg"].any()

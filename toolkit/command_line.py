@@ -45,7 +45,7 @@ def dump(options: object) -> str:
 
 
 def run(main: Callable[[Options], None], cls: type[Options], argv: list[str] | None = None) -> None:
-    """Parse, call `main`, and turn a UserError into one line on stderr and exit code 1 (usage: 2)."""
+    """Parse, call `main`, and turn a UserError into one line on stderr and its exit code (usage: 2)."""
     script = Path(sys.argv[0])
     script = script.parent if script.stem == "__main__" else script  # python -m shards.inspect
     program = (main.__module__ if main.__module__ != "__main__" else script.stem).split(".__")[0]
@@ -60,7 +60,7 @@ def run(main: Callable[[Options], None], cls: type[Options], argv: list[str] | N
         main(options)
     except UserError as error:
         print(f"{prefix}: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(f"{prefix}: interrupted", file=sys.stderr)
         sys.exit(130)

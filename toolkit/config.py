@@ -1,7 +1,7 @@
 """Every option of a network and of a training run, declared once: field, default, help text, allowed range."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from toolkit.adaptive import AdaptiveOptions
@@ -215,6 +215,10 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
     def trackers(self) -> tuple[str, ...]:
         return _names(self.track)
 
+    def with_numbers(self) -> "TrainConfig":
+        """The same with batch 'auto' spelled out."""
+        return self if self.batch != "auto" else replace(self, batch=32, batch_gpu="auto")
+
     @property
     def total_steps(self) -> int:
         if self.kimg is None:
@@ -226,7 +230,8 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
         if self.batch % processes:
             raise UserError(f"batch {self.batch} is not divisible by {processes} processes; choose a multiple")
         share = self.batch // processes
-        parts = -(-share // (self.batch_gpu or share))
+        cap = share if self.batch_gpu in (None, "auto") else self.batch_gpu
+        parts = -(-share // cap)
         if share % parts:
             raise UserError(
                 f"batch {self.batch} gives {share} pictures to each of {processes} processes, which batch_gpu "

@@ -7,6 +7,18 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can mend: says what is wrong, where, and what to do. Never a traceback."""
 
+    exit_code = 1
+
+
+class Diverged(UserError):
+    """Training has left the range in which it can recover by itself."""
+
+    exit_code = 3
+
+
+class NotSaved(UserError):
+    """A checkpoint could not be written; the earlier ones are untouched."""
+
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """ "; did you mean 'X'?" for the valid word closest to `word`, or ''."""

@@ -29,7 +29,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             # Buffers are batch-norm statistics and spectral norm's vectors: not broadcast, so that two forwards of D
             # before one backward never meet an in-place change.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
             GradScalerKwargs(growth_interval=4000),  # counted per optimizer step, of which a training step has two
         ],
     )

@@ -19,12 +19,21 @@ class StepResult(NamedTuple):
 
 
 class Phase:
-    """`network` as prepared by Accelerate, with its Adam; gradients are summed over backward calls until `step`."""
+    """`network` as prepared by Accelerate, with its fused Adam; gradients are summed over backward calls until `step`.
 
-    def __init__(self, accelerator, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    `broken` (float scalar on the device, shared by the phases of a step) becomes 1 at the first gradient that is not
+    finite, and from then on no phase updates anything: the weights stay those of the last good step until somebody
+    reads `broken`, which would wait for the GPU and so is not done every step. Gradients are averaged over the
+    processes before, so one process's NaN stops all of them at the same step. With a scaler (fp16) overflows are
+    ordinary: the step is skipped, the scale halved, and `broken` left alone.
+    """
+
+    def __init__(
+        self, accelerator, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float, broken: Tensor
+    ) -> None:
         self.accelerator, self.network, self.optimizer = accelerator, network, optimizer
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.clip = clip
+        self.clip, self.broken = clip, broken
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
         """Around forward and backward of a micro-batch: processes exchange gradients at the last one only."""
@@ -42,6 +51,8 @@ class Phase:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or float("inf"))
         skipped = False
         if scaler is None:
+            self.broken.copy_(torch.maximum(self.broken, (~norm.isfinite()).float()))
+            self.optimizer.found_inf = self.broken  # read by the fused kernel itself: nothing moves where it is 1
             self.optimizer.step()
         else:
             before = scaler.get_scale()

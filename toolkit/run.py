@@ -1,162 +1,232 @@
-"""The loop round the training step, and the run folder it fills: config, logs, samples, plots, checkpoints."""
+"""The loop round the training step: when to log, sample, save, stop, go back."""
 
-import dataclasses
-import math
-import shutil
-import signal
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
+from tqdm import tqdm
 
-from toolkit.command_line import dump
-from toolkit.durable import write_whole
-from toolkit.errors import UserError
-from toolkit.run_folder import checkpoint
-from toolkit.run_folder.plots import plot_training
-from toolkit.run_folder.records import Progress, TrainingLog, WandbLog, Window
-from toolkit.run_folder.sample_grid import SampleGrid
-from toolkit.run_folder.snapshot import take_snapshot
-from toolkit.stopping import StopRequest
+from toolkit import stopping
+from toolkit.errors import Diverged, NotSaved, UserError
+from toolkit.processes import Processes
+from toolkit.reports import ACTIONS, Reports, Score
+from toolkit.run_folder import checkpoint, heartbeat
+from toolkit.run_folder.records import Window
 from toolkit.trainer import Trainer
 
-
-def prepare_folder(trainer: Trainer) -> None:
-    """Create the run folder and record the resolved config, before anything else. Raises UserError if it cannot."""
-    run = Path(trainer.config.out_dir)
-
-    def write_config() -> None:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            for half_written in run.glob(".tmp-ckpt_*"):  # left by a kill while saving
-                shutil.rmtree(half_written, ignore_errors=True)
-            write_whole(run / "config.yaml", dump(trainer.config).encode())
-        except OSError as error:
-            raise UserError(f"out_dir {run} is not writable ({error.strerror}); choose another --out_dir") from None
-
-    on_main(trainer.accelerator, write_config)
-
-
-def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Run `action` on the main process. If it fails there, all processes stop: none waits for one that is gone."""
-    error = None
-    if accelerator.is_main_process:
-        try:
-            action()
-        except UserError as caught:
-            error = caught
-    failed = accelerator.reduce(torch.tensor(float(error is not None), device=accelerator.device), reduction="sum")
-    if error is not None:
-        raise error
-    if failed > 0:
-        raise UserError("stopped, because the main process could not go on (its message says why)")
+LOOK_EVERY = 10
+"""Steps between looks at the gradients' health on a GPU, which wait for it; on a CPU every step."""
 
 
 class Run:
-    """Drives a Trainer to its last step. Files are written by the main process; collectives by all."""
+    """Drives a Trainer to its last step, a stop or an end for cause. All processes make one and call `fit`."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.config, self.accelerator = trainer, trainer.config, trainer.accelerator
+    def __init__(self, trainer: Trainer, processes: Processes, score: Score | None) -> None:
+        self.trainer, self.processes, self.config = trainer, processes, trainer.config
         self.folder = Path(self.config.out_dir)
-        self.main = self.accelerator.is_main_process
-        self.grid = SampleGrid(trainer.shards, self.config)
-        self.window, self.window_start = Window(), time.perf_counter()
-        self.saved_step = trainer.step_number
-        if self.main:
-            self.log = TrainingLog(self.folder, trainer.step_number)
-            self.grid.write_reals(self.folder)
-            self.wandb = WandbLog(self.config, dataclasses.asdict(self.config), trainer.wandb_run_id)
-            trainer.wandb_run_id = self.wandb.run_id or trainer.wandb_run_id
+        self.request = 0
+        """Signal number or stop file that ended the run, else 0."""
+        self.reason: UserError | str | None = None
+        """Why the monitor or the score ended the run early."""
+        self.reports = Reports(trainer, processes.main, score)
+        self.heartbeat = heartbeat.Heartbeat(self.folder, processes.index)
+        self.saved_step = trainer.step_number if trainer.position else -1
+        self.sampled_step = -1
+        self._open_window()
 
-    def fit(self) -> int | None:
-        """Train to the end, or to a signal, whose number is returned. Either way the last step is saved."""
-        trainer, config = self.trainer, self.config
-        stop = StopRequest()
-        self.progress = Progress(config.total_steps, trainer.step_number, shown=self.main)
+    def fit(self) -> None:
+        """Train to the end, to a stop (`request`) or to a cause (`reason`); each time the last step is saved.
+
+        Raises Diverged when rollbacks are used up, UserError for what cannot go on.
+        """
+        trainer = self.trainer
+        self.stop = stopping.StopRequest(self.folder, watch_file=self.processes.main)
         try:
-            while trainer.step_number < config.total_steps:
-                self.window.add(trainer.step())
-                self.progress.advance()
-                if self._due(config.log_every):
-                    self._log()
-                if self._due(config.sample_every):
-                    self._sample()
-                if self._due(config.ckpt_every):
-                    self._save()
-                # Agreeing costs several processes a wait for the device, so they do it every tenth step.
-                if (self.accelerator.num_processes == 1 or self._due(10)) and stop.agreed(self.accelerator):
-                    break
+            if self.saved_step < 0:
+                self._save()  # shows before the night that disk and folder will do, and is what a rollback goes back to
+            while trainer.step_number < self.config.total_steps and not (self.request or self.reason):
+                try:
+                    self._advance()
+                except Diverged as error:
+                    self._roll_back(error)
             self._finish()
+        except RuntimeError as error:
+            raise self._lost_contact(error) from error
         finally:
-            stop.restore()
+            self.stop.restore()
             trainer.close()
-            self.progress.close()
-            if self.main:
-                self.wandb.close()
-        return stop.signal
+            self.reports.close()
+
+    def _advance(self) -> None:
+        """One step and what is due after it; or none, if all processes agree that a stop was asked for."""
+        self.request = self.processes.largest(self.stop.wait_for(self.trainer.fetch))
+        if self.request:
+            return
+        before = self.trainer.step_number
+        self.window.add(self.trainer.step())
+        self._check_health()
+        if self.trainer.step_number == before:  # half precision overflowed: nothing advanced
+            return
+        self.heartbeat.beat(self.trainer.step_number)
+        self.reports.progress.at(self.trainer.step_number)
+        sampled = self._due(self.config.sample_every)
+        if sampled:
+            self._sample()
+        if self._due(self.config.log_every):
+            self._act(*self._log())
+        if sampled:
+            self.reports.verdict()
+        if self._due(self.config.check_ranks_every):
+            self._check_ranks()
+        if self._due(self.config.ckpt_every):
+            self._save()
+            self._rate()
 
     def _due(self, every: int) -> bool:
-        return self.trainer.step_number % every == 0
+        return every > 0 and self.trainer.step_number % every == 0
 
-    def _log(self) -> None:
-        """One line of training_log.json: means since the last one. Raises UserError if training has diverged."""
-        steps = len(self.window)
-        means = self.window.means(self.accelerator)
-        seconds = time.perf_counter() - self.window_start
-        config, step = self.config, self.trainer.step_number
-        line = {"step": step, "images_seen": self.trainer.position} | means
-        line |= {"lr_g": config.lr_g, "lr_d": config.lr_d, "ema_decay": self.trainer.ema.decay()}
-        line["images_per_second"] = config.batch * config.d_steps * steps / seconds
-        if self.accelerator.scaler is not None:
-            line["loss_scale"] = self.accelerator.scaler.get_scale()
-            if line["loss_scale"] < 1:
-                raise UserError(
-                    f"the fp16 loss scale sank to {line['loss_scale']} at step {step}: gradients overflow at any "
-                    "scale. Resume from the last checkpoint with --mixed_precision no or lower learning rates"
-                )
-        self.window_start = time.perf_counter()
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise UserError(
-                f"training diverged: {', '.join(bad)} not finite at step {step}. The last checkpoint is untouched; "
-                "resume from it with lower --lr_g and --lr_d, or --grad_clip 1"
+    def _check_health(self) -> None:
+        """Raises Diverged if a gradient was not finite (nothing has moved since) or the fp16 scale is at its floor."""
+        step, scaler = self.trainer.step_number, self.trainer.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < 1:
+            raise Diverged(
+                f"the fp16 loss scale sank to {scaler.get_scale():.2g} at step {step:,}: gradients overflow at any "
+                "scale (try --mixed_precision no or lower learning rates)"
             )
-        if self.main:
-            self.log.write(line)
-            self.progress.show(line)
-            self.wandb.log(line)
+        look = self.trainer.device.type == "cpu" or any(map(self._due, (LOOK_EVERY, *self._intervals())))
+        if look and self.trainer.broken > 0:
+            raise Diverged(f"a loss or gradient was no longer finite at step {step:,} or up to {LOOK_EVERY} before")
+
+    def _intervals(self) -> tuple[int, int, int]:
+        return self.config.log_every, self.config.sample_every, self.config.ckpt_every
+
+    def _check_ranks(self) -> None:
+        different = self.processes.equal(self.trainer.fingerprint())
+        if different:
+            raise UserError(
+                f"the networks of process {', '.join(map(str, different))} are no longer those of process 0 at step "
+                f"{self.trainer.step_number:,}; run the same command again to go on from the last checkpoint"
+            )
+
+    def _open_window(self) -> None:
+        """Start anew on what the next log line tells."""
+        self.window, self.measured = Window(), {}
+        self.window_start = time.perf_counter(), self.trainer.position
+
+    def _log(self) -> tuple[str, str]:
+        """One line of training_log.json: means since the last one. Returns (action, reason) of the main process."""
+        trainer, (since, position) = self.trainer, self.window_start
+        line = {"step": trainer.step_number, "images_seen": trainer.position}
+        line |= self.window.read(trainer.accelerator) | self.measured | trainer.settings()
+        line["images_per_second"] = (trainer.position - position) / (time.perf_counter() - since)
+        self._open_window()
+        return self.reports.line(line)
+
+    def _act(self, action: str, reason: str) -> None:
+        """Do what the main process's monitor asks for. Raises Diverged for a rollback."""
+        action = ACTIONS[self.processes.largest(ACTIONS.index(action))]
+        if action == "rollback":
+            raise Diverged(reason)
+        if action == "stop":
+            self.reason = Diverged(reason or "stopped (the main process says why)")
+        if action == "lower_d_steps":
+            self.trainer.adaptive.d_steps = max(1, self.trainer.adaptive.d_steps - 1)
 
     def _sample(self) -> None:
+        self.sampled_step = self.trainer.step_number
         self.trainer.average_statistics()
-        if self.main:
-            path = self.grid.write(self.trainer.ema, self.folder, self.trainer.step_number)
-            plot_training(self.folder)
-            self.wandb.log_picture(path, self.trainer.step_number)
+        pairs = zip(("diversity", "text_sensitivity"), self.reports.samples(), strict=True)
+        self.measured |= {name: value for name, value in pairs if value == value}  # not NaN
 
-    def _save(self) -> None:
+    def _save(self, last: bool = False) -> None:
+        self._check_health()
         self.trainer.average_statistics()
-        on_main(self.accelerator, self._write_checkpoint)
-        self.saved_step = self.trainer.step_number
+        try:
+            self.processes.on_main(self.reports.write_checkpoint)
+            self.saved_step = self.trainer.step_number
+        except NotSaved as error:
+            if last or self.saved_step < 0 or self.config.on_save_error == "stop":
+                raise
+            self.reports.say("warning", "not_saved", f"{error}; training goes on: make room before the next one")
 
-    def _write_checkpoint(self) -> None:
-        path = checkpoint.save(self.folder, take_snapshot(self.trainer), self.config.keep)
-        self.progress.say(f"saved {path}")
+    def _rate(self) -> None:
+        """Score the checkpoint just saved; end the run if the last `patience` scores brought no gain."""
+        if self.reports.score is None or self.saved_step != self.trainer.step_number:
+            return
+        self.measured["score"], without_gain = self.processes.from_main(self.reports.rate())
+        if self.config.patience and without_gain >= self.config.patience:
+            self.reason = f"the last {int(without_gain)} scores brought no gain (--patience {self.config.patience})"
+
+    def _roll_back(self, error: Diverged) -> None:
+        """Back to the last good checkpoint, with lower learning rates and over other pictures. Raises Diverged."""
+        trainer, config = self.trainer, self.config
+        if config.on_divergence == "stop" or trainer.rollbacks >= config.max_rollbacks:
+            tried = f" after {trainer.rollbacks} rollbacks" if trainer.rollbacks else ""
+            raise Diverged(
+                f"training diverged{tried}: {error}. Checkpoints are untouched; see README, 'When it diverges'"
+            )
+        rollbacks, diverged_at = trainer.rollbacks + 1, trainer.step_number
+        folder = self.folder / checkpoint.checkpoint_name(self._good_step())
+        trainer.resume(folder)
+        trainer.rollbacks = rollbacks
+        trainer.position += config.rollback_skip * config.batch
+        trainer.apply_rollbacks()
+        self._open_window()
+        self.reports.say("action", "rollback", (
+            f"{error}; back from step {diverged_at:,} to {folder.name}, rollback {rollbacks} of "
+            f"{config.max_rollbacks}: learning rates x {config.rollback_lr**rollbacks:g}, R1 x "
+            f"{config.rollback_r1**rollbacks:g}, {config.rollback_skip * config.batch:,} pictures left out"
+        ))  # fmt: skip
+        self.reports.progress.at(trainer.step_number)
+        self._save()  # under the same name: a kill from here on does not forget the rollback
+
+    def _good_step(self) -> int:
+        """Step of the newest valid checkpoint, the same on all processes."""
+        found = -1
+        if self.processes.main:
+            newest, _ = checkpoint.newest_valid(self.folder)
+            found = int(newest.name[5:]) if newest else -1
+        found = self.processes.largest(found)
+        if found < 0:
+            raise Diverged(f"training diverged, and {self.folder} holds no valid checkpoint to go back to")
+        return found
 
     def _finish(self) -> None:
-        if len(self.window):
+        if self.window.steps:
             self._log()
         if self.saved_step != self.trainer.step_number:
-            self._save()
-        self._sample()
+            self._save(last=True)
+            if not self.request:
+                self._rate()
+        if not self.request and self.sampled_step != self.trainer.step_number:
+            self._sample()
+            self.reports.verdict()
+        if self.processes.main:
+            (self.folder / stopping.STOP_FILE).unlink(missing_ok=True)
+            heartbeat.remove(self.folder)
+
+    def _lost_contact(self, error: RuntimeError) -> Exception:
+        """What a failed exchange between processes means to the user; `error` itself if it is something else."""
+        told = str(error).lower()
+        if self.processes.count == 1 or not any(word in told for word in ("gloo", "nccl", "timed out", "connection")):
+            return error
+        missing = heartbeat.silent(self.folder, self.processes.index, min(5.0, self.config.timeout / 2))
+        who = "; ".join(missing) or "another process is gone (its own message, or the launcher's, says why)"
+        tqdm.write(f"train: {str(error).splitlines()[0]}", file=sys.stderr)
+        return UserError(
+            f"process {self.processes.index} waited in vain at step {self.trainer.step_number:,}: {who}; run the same "
+            "command again to go on from the last checkpoint"
+        )
 
 
-def describe_end(trainer: Trainer, stopped_by: int | None) -> str:
+def describe_end(run: Run) -> str:
     """The last line a run prints."""
-    config = trainer.config
-    where = f"{config.out_dir}/{checkpoint.checkpoint_name(trainer.step_number)}"
-    if stopped_by is None:
-        return f"done: {trainer.step_number:,} steps, {trainer.position:,} pictures seen; {where}"
-    name = signal.Signals(stopped_by).name
-    return f"stopped by {name} at step {trainer.step_number:,}, saved {where}; go on with --resume_from latest"
+    trainer = run.trainer
+    where = f"{run.folder}/{checkpoint.checkpoint_name(trainer.step_number)}"
+    if run.request:
+        return (
+            f"stopped by {stopping.describe(run.request)} at step {trainer.step_number:,}, saved {where}; "
+            "run the same command again to go on"
+        )
+    early = f" ended early: {run.reason};" if run.reason else ""
+    return f"done:{early} {trainer.step_number:,} steps, {trainer.position:,} pictures seen; {where}"

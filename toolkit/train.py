@@ -1,16 +1,21 @@
 """Command: accelerate launch toolkit/train.py --config configs/t4.yaml --data SHARDS --out_dir RUN."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
+from toolkit import memory, stopping
 from toolkit.command_line import dump, run
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.launch import check_data, start_accelerator
 from toolkit.networks.models import Discriminator, Generator, count_parameters
-from toolkit.run import Run, describe_end, prepare_folder
-from toolkit.run_folder import checkpoint
+from toolkit.processes import Processes
+from toolkit.reports import Score
+from toolkit.run import Run, describe_end
+from toolkit.score import SwdScore
+from toolkit.start import open_run_folder
 from toolkit.trainer import Trainer
 
 
@@ -21,47 +26,64 @@ def main(config: TrainConfig) -> None:
         return
     if not config.data:
         raise UserError("no data: pass --data SHARDS (made by python -m shards.create)")
+    config = config.with_numbers()
     shards = ShardSet(config.data)
     check_data(config, shards)
-    start = find_start(config)
+    score = choose_score(config, shards)
+    stopping.follow_launcher()
     accelerator = start_accelerator(config)
-    trainer = Trainer(config, accelerator, shards)
-    if start is not None:
-        trainer.resume(start)
-        accelerator.print(f"resuming from {start} at step {trainer.step_number:,}", file=sys.stderr)
-    prepare_folder(trainer)
-    stopped_by = Run(trainer).fit()
-    accelerator.print(describe_end(trainer, stopped_by), file=sys.stderr)
+    processes = Processes(accelerator, config.timeout)
+    start = open_run_folder(config, processes)
+    try:
+        trainer = Trainer(config, accelerator, shards)
+        if start.checkpoint is not None:
+            changed = trainer.resume(start.checkpoint)
+            accelerator.print(f"resuming from {start.checkpoint} at step {trainer.step_number:,}", file=sys.stderr)
+            for line in changed:
+                accelerator.print(f"changed since then: {line}", file=sys.stderr)
+        show_memory(trainer)
+        this = Run(trainer, processes, score)
+        this.fit()
+    except RuntimeError as error:
+        if memory.is_out_of_memory(error):
+            raise UserError(memory.explain_out_of_memory(config, accelerator.device)) from None
+        raise
+    accelerator.print(describe_end(this), file=sys.stderr)
     accelerator.end_training()
-    if stopped_by is not None:
-        sys.exit(128 + stopped_by)
+    if this.request:
+        sys.exit(stopping.exit_code(this.request))
+    if isinstance(this.reason, UserError):
+        raise this.reason
 
 
-def find_start(config: TrainConfig) -> Path | None:
-    """The checkpoint to resume from, or None to start anew. Raises UserError if that would mix two runs."""
-    out_dir = Path(config.out_dir)
-    if config.resume_from is None:
-        if checkpoint.checkpoints(out_dir):
-            raise UserError(
-                f"out_dir {out_dir} holds checkpoints of an earlier run; go on with --resume_from latest, or choose "
-                "another --out_dir"
-            )
+def show_memory(trainer: Trainer) -> None:
+    """Print the estimate; with batch_gpu 'auto', find what fits first."""
+    config, processes = trainer.config, trainer.accelerator.num_processes
+    if config.batch_gpu == "auto":
+        found = memory.largest_micro_batch(trainer, config.batch // processes)
+        trainer.configure(dataclasses.replace(config, batch_gpu=found))
+        trainer.accelerator.print(f"batch_gpu auto: {found} pictures at once, {trainer.parts} times", file=sys.stderr)
+    estimate = memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision)
+    trainer.accelerator.print(estimate.describe(), file=sys.stderr)
+
+
+def choose_score(config: TrainConfig, shards: ShardSet) -> Score | None:
+    """The score named in the config, as a function of the trainer and its newest checkpoint."""
+    if config.score == "none":
         return None
-    if config.resume_from != "latest":
-        chosen = Path(config.resume_from)
-        if later := checkpoint.later_in(out_dir, chosen):
-            names = ", ".join(path.name for path in later)
-            raise UserError(
-                f"out_dir {out_dir} holds later checkpoints ({names}), which 'latest' would take for this run's; "
-                "move them away or choose another --out_dir"
-            )
-        return chosen
-    newest, passed_over = checkpoint.newest_valid(out_dir)
-    for line in passed_over:
-        print(f"train: {line}", file=sys.stderr)
-    if newest is None:
-        raise UserError(f"--resume_from latest: {out_dir} holds no valid checkpoint")
-    return newest
+    if config.score == "swd":
+        swd = SwdScore(shards, config)
+        return lambda trainer, path: swd(trainer.ema)
+    # Evaluation stands above the toolkit; this command alone reaches up to it, when asked to.
+    from evaluation.fid import FidOptions, fid
+
+    def score(trainer: Trainer, path: Path) -> float:
+        weights = Path(config.score_weights) if config.score_weights else None
+        report = fid(FidOptions(real=Path(config.data), fake=path, count=config.score_count, weights=weights,
+                                feature_layer=config.score_layer, device=str(trainer.device)))  # fmt: skip
+        return next(value for name, value in report.items() if name.startswith("fid"))
+
+    return score
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from toolkit import draws
+from toolkit.adaptive import Adaptive
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch, ShardDataset, batches
 from toolkit.data.images import to_float
 from toolkit.data.shard_reader import ShardSet
+from toolkit.errors import UserError
 from toolkit.networks import diffaug, losses
 from toolkit.networks.ema import EMA
 from toolkit.networks.layers import power_iteration
-from toolkit.networks.models import Discriminator, Generator
+from toolkit.networks.models import Discriminator, Generator, Verdict
 from toolkit.networks.perceptual import PerceptualDistance
 from toolkit.phase import Phase
 from toolkit.run_folder import checkpoint
@@ -29,50 +31,87 @@ class Trainer:
     """Networks, optimizers, average and data of one run; `step` is the recipe."""
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, shards: ShardSet) -> None:
-        self.config, self.accelerator, self.shards = config, accelerator, shards
+        self.accelerator, self.shards = accelerator, shards
         self.device = accelerator.device
-        share, self.parts = config.per_process(accelerator.num_processes)
-        first = accelerator.process_index * share
-        self.share = slice(first, first + share)
+        self.configure(config)
         self.dataset = ShardDataset(shards, config.seed, mismatch=config.mismatch_weight > 0)
         self._data: Iterator[list[Batch]] | None = None
+        self._fetched: list[list[Batch]] = []
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
         G, D = (kind(config).to(memory_format=torch.channels_last) for kind in (Generator, Discriminator))
-        self.ema = EMA(
-            G,
-            config.ema_decay,
-            config.ema_start,
-            config.ema_ramp,
-            config.ema_kimg and config.ema_kimg * 1000,
-            config.batch,
-        )
+        half_life = config.ema_kimg and config.ema_kimg * 1000
+        self.ema = EMA(G, config.ema_decay, config.ema_start, config.ema_ramp, half_life, config.batch)
         self.ema.module.to(self.device)
-        self.G, self.D = accelerator.prepare(G, D)
+        self.G, self.D = accelerator.prepare(_synchronised(G, config, accelerator), D)
+        self.broken = torch.zeros((), device=self.device)
         self.phases = {"G": self._phase(self.G, config.lr_g), "D": self._phase(self.D, config.lr_d)}
         weights = Path(config.perceptual_weights) if config.perceptual_weights else None
         self.perceptual = PerceptualDistance(weights).to(self.device) if config.perceptual else None
-        self.augment_width = diffaug.parameter_count(config.diffaug_names)
+        self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)
         self.step_number = 0  # optimizer steps of G done
         self.position = 0  # pictures consumed: the whole state of the data pipeline
+        self.rollbacks = 0  # how often the run went back after diverging; each changed learning rates and penalties
         self.wandb_run_id: str | None = None
 
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint as if never stopped. Raises UserError if it is damaged or of another run's kind."""
-        restore_snapshot(self, checkpoint.load(folder))
+    def configure(self, config: TrainConfig) -> None:
+        """Take the config, and from it which rows of the global batch are this process's, in how many parts."""
+        self.config = config
+        share, self.parts = config.per_process(self.accelerator.num_processes)
+        first = self.accelerator.process_index * share
+        self.share = slice(first, first + share)
+
+    def resume(self, folder: Path) -> list[str]:
+        """Go on from a checkpoint as if never stopped. Returns the options that have changed since, 'name old -> new'.
+
+        Raises UserError if it is damaged or of another run's kind.
+        """
+        self.close()
+        changed = restore_snapshot(self, checkpoint.load(folder))
+        self.broken.zero_()
+        self.apply_rollbacks()
+        return changed
+
+    def apply_rollbacks(self) -> None:
+        """Learning rates as the rollbacks so far have changed them."""
+        for name, lr in (("G", self.config.lr_g), ("D", self.config.lr_d)):
+            for group in self.phases[name].optimizer.param_groups:
+                group["lr"] = lr * self.config.rollback_lr**self.rollbacks
+
+    def penalty_scale(self) -> float:
+        """What R1 and R2 are multiplied by: the adaptive scale, and what rollbacks added."""
+        return self.adaptive.r1_scale * self.config.rollback_r1**self.rollbacks
+
+    def settings(self) -> dict[str, float]:
+        """What may change during a run, for its log."""
+        adaptive, scaler = self.adaptive, self.accelerator.scaler
+        lr_g, lr_d = (self.phases[name].optimizer.param_groups[0]["lr"] for name in "GD")
+        found = {"lr_g": lr_g, "lr_d": lr_d, "d_steps": adaptive.d_steps, "augment_p": adaptive.augment_p,
+                 "r1_scale": self.penalty_scale(), "ema_decay": self.ema.decay()}  # fmt: skip
+        found |= {"attempt": self.rollbacks} if self.rollbacks else {}
+        return found if scaler is None else found | {"loss_scale": scaler.get_scale()}
+
+    def fetch(self) -> None:
+        """Load the pictures of the next step. Only here does a step wait for data, and it may be interrupted."""
+        while len(self._fetched) < self.adaptive.d_steps:
+            self._fetched.append(self._next_batches())
 
     def step(self) -> Scalars:
         """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, EMA. Returns scalars."""
-        stats = {}
-        for k in range(self.config.d_steps):
-            micro_batches = self._next_batches()
+        self.fetch()
+        stats, (pictures, self._fetched) = {}, (self._fetched, [])
+        for k, micro_batches in enumerate(pictures):
             power_iteration(self.D)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
             stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)
+            self._adapt(stats)
+            self.position += self.config.batch
         with frozen(self.D):
             stats |= self._run_phase("G", self.generator_loss, micro_batches, noise)
-        if "grad_norm_g" in stats:  # an overflow in half precision skips the step, and the average with it
+        if "grad_norm_g" in stats:  # else half precision overflowed: a skipped step advances nothing
             self.ema.update(self.unwrap(self.G))
-        self.step_number += 1
+            self.step_number += 1
+        if self.accelerator.scaler is not None:
+            stats["skipped"] = torch.tensor(float(not {"grad_norm_d", "grad_norm_g"} <= stats.keys()))
         return stats
 
     def _run_phase(self, name: str, loss_of: Callable, micro_batches: list[Batch], noise: draws.StepDraws) -> Scalars:
@@ -87,28 +126,32 @@ class Trainer:
         return stats if result.skipped else stats | {f"grad_norm_{name.lower()}": result.gradient_norm}
 
     def discriminator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
-        """Adversarial and mismatched-caption terms on augmented pictures, R1 every `r1_interval` steps in one graph."""
+        """Adversarial and mismatched-caption terms on augmented pictures; every `r1_interval` steps R1 and R2 in the
+        same graph."""
         config = self.config
-        r1_now = config.r1_penalty > 0 and self.step_number % config.r1_interval == 0
+        penalised = self.step_number % config.r1_interval == 0
+        r1_now, r2_now = penalised and config.r1_penalty > 0, penalised and config.r2_penalty > 0
         with torch.no_grad():
-            fake = self.G(self.z("z for D", batch, noise), batch.text)
-        real = self.augment(to_float(batch.pictures), "augment real", batch, noise).requires_grad_(r1_now)
-        # Two forwards, one backward: the real pass alone leaves half precision when R1 differentiates it twice.
-        on_real = self.D(real, batch.text, batch.mismatched, fp32=r1_now)
-        on_fake = self.D(self.augment(fake, "augment fake", batch, noise), batch.text)
-        real_or_fake = losses.real_loss(on_real.logits, config.loss) + losses.fake_loss(on_fake.logits, config.loss)
+            fake = self.augment(self.G(self.z("z for D", batch, noise), batch.text), "augment fake", batch, noise)
+        real = self.augment(to_float(batch.pictures), "augment real", batch, noise)
+        # Two forwards, one backward: alone, each can leave half precision when a penalty differentiates it twice.
+        on_real = self.D(real.requires_grad_(r1_now), batch.text, batch.mismatched, fp32=r1_now)
+        on_fake = self.D(fake.requires_grad_(r2_now), batch.text, fp32=r2_now)
+        adversarial = losses.discriminator_loss(on_real.logits, on_fake.logits, config.loss)
         mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss) * batch.differs
-        loss = (real_or_fake + config.mismatch_weight * mismatch).mean()
-        stats = {
-            "loss_d": real_or_fake.mean(),
-            "loss_mismatch": mismatch.mean(),
-            "logit_real": on_real.logits.mean(),
-            "logit_fake": on_fake.logits.mean(),
-            "logit_mismatched": on_real.mismatched.mean(),
-        }
+        loss = (adversarial + config.mismatch_weight * mismatch).mean()
+        stats = {"loss_d": adversarial.mean(), "loss_mismatch": mismatch.mean()} | _logit_statistics(on_real, on_fake)
+        scale = self.penalty_scale() * config.r1_interval
         if r1_now:
-            stats["r1"] = losses.r1_penalty(on_real.logits, real).mean()
-            loss = loss + config.r1_penalty * config.r1_interval * stats["r1"]
+            stats["r1"] = losses.gradient_penalty(on_real.logits, real).mean()
+            loss = loss + config.r1_penalty * scale * stats["r1"]
+        if r2_now:
+            stats["r2"] = losses.gradient_penalty(on_fake.logits, fake).mean()
+            loss = loss + config.r2_penalty * scale * stats["r2"]
+        if config.lecam:
+            anchors = self.adaptive.anchors.to(self.device)
+            stats["lecam"] = losses.lecam_penalty(on_real.logits, on_fake.logits, tuple(anchors)).mean()
+            loss = loss + config.lecam * stats["lecam"]
         return loss, stats
 
     def generator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
@@ -116,12 +159,13 @@ class Trainer:
         config = self.config
         fake = self.G(self.z("z for G", batch, noise), batch.text)
         on_fake = self.D(self.augment(fake, "augment for G", batch, noise), batch.text)
-        loss = losses.generator_loss(on_fake.logits, config.loss).mean()
+        on_real = None
+        if config.feature_matching or config.loss == "relativistic":
+            with torch.no_grad():
+                on_real = self.D(self.augment(to_float(batch.pictures), "augment real", batch, noise), batch.text)
+        loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss).mean()
         stats = {"loss_g": loss}
         if config.feature_matching:
-            with torch.no_grad():
-                real = self.augment(to_float(batch.pictures), "augment real", batch, noise)
-                on_real = self.D(real, batch.text)
             stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
             loss = loss + config.feature_matching * stats["feature_matching"]
         if self.perceptual:
@@ -134,13 +178,18 @@ class Trainer:
         return noise.normal(purpose, batch.rows, self.config.z_dim).to(self.device)
 
     def augment(self, images: Tensor, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
-        u = noise.uniform(purpose, batch.rows, self.augment_width).to(self.device)
-        return diffaug.augment(images, self.config.diffaug_names, u)
+        names, p = self.config.diffaug_names, self.adaptive.augment_p
+        u = noise.uniform(purpose, batch.rows, diffaug.parameter_count(names)).to(self.device)
+        applied = None
+        if p < 1:
+            applied = noise.uniform(f"{purpose}?", batch.rows, len(names)).to(self.device) < p
+        return diffaug.augment(images, names, u, applied)
 
     def close(self) -> None:
-        """Stop the data workers."""
+        """Stop the data workers; the next step starts them again at `position`."""
         if self._data is not None:
             self._data.close()
+        self._data, self._fetched = None, []
 
     def unwrap(self, network: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(network)
@@ -154,25 +203,51 @@ class Trainer:
                     if buffer.is_floating_point():
                         buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
 
+    @torch.no_grad()
+    def fingerprint(self) -> Tensor:
+        """int64 [3] on the CPU: exact sums over the bits of G's, D's and the average's weights."""
+        networks = (self.unwrap(self.G), self.unwrap(self.D), self.ema.module)
+        sums = [[p.view(torch.int32).sum(dtype=torch.int64) for p in network.parameters()] for network in networks]
+        return torch.stack([torch.stack(parts).sum() for parts in sums]).cpu()
+
+    def _adapt(self, stats: Scalars) -> None:
+        """Show the adaptive quantities what D thinks of real and generated pictures, over all processes."""
+        if self.config.adapts or self.config.lecam:
+            seen = torch.stack([stats[name] for name in ("logit_real", "logit_fake", "real_sign", "fake_sign")])
+            seen = self.accelerator.reduce(seen.float(), reduction="mean")
+            self.adaptive.observe(seen[:2], seen[2:])
+
     def _next_batches(self) -> list[Batch]:
         if self._data is None:
-            pin = self.device.type == "cuda"
+            config, pin = self.config, self.device.type == "cuda"
             self._data = batches(
-                self.dataset,
-                self.position,
-                self.config.batch,
-                self.share,
-                self.parts,
-                self.config.workers,
-                pin,
-            )
-        self.position += self.config.batch
+                self.dataset, self.position, config.batch, self.share, self.parts, config.workers, pin
+            )  # fmt: skip
         return [batch.to(self.device) for batch in next(self._data)]
 
     def _phase(self, network: nn.Module, lr: float) -> Phase:
         config = self.config
         optimizer = torch.optim.Adam(network.parameters(), lr, betas=(config.beta1, config.beta2), fused=True)
-        return Phase(self.accelerator, network, optimizer, config.grad_clip)
+        return Phase(self.accelerator, network, optimizer, config.grad_clip, self.broken)
+
+
+def _logit_statistics(on_real: Verdict, on_fake: Verdict) -> Scalars:
+    return {
+        "logit_real": on_real.logits.mean(),
+        "logit_fake": on_fake.logits.mean(),
+        "logit_mismatched": on_real.mismatched.mean(),
+        "real_sign": on_real.logits.sign().mean(),
+        "fake_sign": on_fake.logits.sign().mean(),
+    }
+
+
+def _synchronised(G: Generator, config: TrainConfig, accelerator: Accelerator) -> nn.Module:
+    """G with batch norm over all processes if asked for. Raises UserError where torch cannot do that."""
+    if not config.sync_bn or accelerator.num_processes == 1:
+        return G
+    if accelerator.device.type != "cuda":
+        raise UserError("sync_bn needs GPUs; on CPUs use --g_norm group, which no process count changes")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(G)
 
 
 @contextlib.contextmanager

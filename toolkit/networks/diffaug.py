@@ -17,10 +17,14 @@ def parameter_count(names: tuple[str, ...]) -> int:
     return sum(_WIDTH[name] for name in names)
 
 
-def augment(images: Tensor, names: tuple[str, ...], u: Tensor) -> Tensor:
-    """Apply the named transforms in the order given; u [N, parameter_count(names)] in [0, 1)."""
-    for name, columns in zip(names, u.split([_WIDTH[name] for name in names], dim=1), strict=True):
-        images = _TRANSFORM[name](images, columns)
+def augment(images: Tensor, names: tuple[str, ...], u: Tensor, applied: Tensor | None = None) -> Tensor:
+    """Apply the named transforms in the order given; u [N, parameter_count(names)] in [0, 1).
+
+    `applied` bool [N, len(names)] says which pictures each transform changes; by default all.
+    """
+    for k, (name, columns) in enumerate(zip(names, u.split([_WIDTH[name] for name in names], dim=1), strict=True)):
+        changed = _TRANSFORM[name](images, columns)
+        images = changed if applied is None else torch.where(applied[:, k, None, None, None], changed, images)
     return images
 
 

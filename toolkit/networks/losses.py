@@ -5,39 +5,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def real_loss(logits: Tensor, loss: str) -> Tensor:
-    """D on real pictures, logits [N, S] -> [N]. Hinge: max(0, 1 - D) (Lim & Ye 2017); non-saturating: softplus(-D)."""
-    return (F.relu(1 - logits) if loss == "hinge" else F.softplus(-logits)).mean(dim=1)
+def discriminator_loss(real: Tensor, fake: Tensor, loss: str) -> Tensor:
+    """D on real pictures and generated ones, logits [N, S] each -> [N].
+
+    hinge: max(0, 1 - D(x)) + max(0, 1 + D(G(z)))                           Lim & Ye 2017, arXiv 1705.02894
+    nonsaturating: softplus(-D(x)) + softplus(D(G(z)))                      Goodfellow et al. 2014, arXiv 1406.2661
+    relativistic: softplus(-(D(x) - D(G(z)))), row i of one with row i of the other
+                                    Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2025, arXiv 2501.05441
+    """
+    if loss == "hinge":
+        return (F.relu(1 - real) + F.relu(1 + fake)).mean(dim=1)
+    if loss == "nonsaturating":
+        return (F.softplus(-real) + F.softplus(fake)).mean(dim=1)
+    return F.softplus(fake - real).mean(dim=1)
 
 
-def fake_loss(logits: Tensor, loss: str) -> Tensor:
-    """D on negatives, logits [N, S] -> [N]. Hinge: max(0, 1 + D); non-saturating: softplus(D) (Goodfellow 2014)."""
-    return (F.relu(1 + logits) if loss == "hinge" else F.softplus(logits)).mean(dim=1)
+def generator_loss(fake: Tensor, real: Tensor | None, loss: str) -> Tensor:
+    """G on its own pictures, logits [N, S] -> [N]; `real` for the relativistic loss only.
 
-
-def generator_loss(logits: Tensor, loss: str) -> Tensor:
-    """G on its own pictures, logits [N, S] -> [N]. Hinge: -D; non-saturating: softplus(-D)."""
-    return (-logits if loss == "hinge" else F.softplus(-logits)).mean(dim=1)
+    hinge: -D(G(z)); nonsaturating: softplus(-D(G(z))); relativistic: softplus(-(D(G(z)) - D(x))).
+    """
+    if loss == "hinge":
+        return -fake.mean(dim=1)
+    return F.softplus(-fake if loss == "nonsaturating" else real - fake).mean(dim=1)
 
 
 def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:
     """The same real picture must fit its own caption better than another one, [N, S] each -> [N].
 
-    Hinge: max(0, 1 - (D(x, c) - D(x, c'))); non-saturating: softplus(-(D(x, c) - D(x, c'))). The matching-aware
+    Hinge: max(0, 1 - (D(x, c) - D(x, c'))); the others: softplus(-(D(x, c) - D(x, c'))). The matching-aware
     discriminator (Reed et al. 2016, arXiv 1605.05396) counts (x, c') among the fakes; with the hinge that pulls real
     pictures to one of its flat ends, where D stops telling real from fake.
     The difference leaves the level of the logits to real and fake.
     """
-    return real_loss(matched - mismatched, loss)
+    margin = matched - mismatched
+    return (F.relu(1 - margin) if loss == "hinge" else F.softplus(-margin)).mean(dim=1)
 
 
-def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """R1 [N]: 1/2 |d logit / d image|^2 (Mescheder et al. 2018, arXiv 1801.04406, eq. 9); times lambda by the caller.
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """1/2 |d logit / d image|^2 [N]: R1 on real pictures, R2 on generated ones; times its weight by the caller.
 
-    logits [N, S] (their mean over the scales is D's output), images [N, 3, H, W] with requires_grad, both fp32.
+    Mescheder et al. 2018, arXiv 1801.04406, eq. 9 and 10. logits [N, S] (their mean over the scales is D's output),
+    images [N, 3, H, W] with requires_grad, both fp32.
     """
     (gradient,) = torch.autograd.grad(logits.mean(dim=1).sum(), images, create_graph=True)
     return gradient.float().square().sum(dim=(1, 2, 3)) / 2
+
+
+def lecam_penalty(real: Tensor, fake: Tensor, anchors: tuple[float, float]) -> Tensor:
+    """(D(x) - a_fake)^2 + (D(G(z)) - a_real)^2, logits [N, S] -> [N] (Tseng et al. 2021, arXiv 2104.03310).
+
+    `anchors` (a_real, a_fake) are running means of D's logits on real and on generated pictures.
+    """
+    of_real, of_fake = anchors
+    return ((real - of_fake).square() + (fake - of_real).square()).mean(dim=1)
 
 
 def feature_matching(real: tuple[Tensor, ...], fake: tuple[Tensor, ...]) -> Tensor:

@@ -22,9 +22,11 @@ from toolkit.config import ModelConfig
 from toolkit.data.shard_format import file_sha256
 from toolkit.durable import flush_to_disk
 from toolkit.encoders.text_encoder import EncoderIdentity
-from toolkit.errors import UserError
+from toolkit.errors import Diverged, NotSaved, UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+"""Format 1 had no adaptive state and no count of rollbacks."""
 GENERATOR, NETWORKS, OPTIMIZERS = "generator.safetensors", "networks.safetensors", "optimizers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
 
@@ -52,11 +54,12 @@ def checkpoint_name(step: int) -> str:
     return f"ckpt_{step:07d}"
 
 
-def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
-    """Write `run/ckpt_STEP`, then drop all but the newest `keep` (0: none) up to it. Returns its path.
+def save(run: Path, snapshot: Snapshot, keep: int, best: int | None = None) -> Path:
+    """Write `run/ckpt_STEP`, then drop all but the newest `keep` (0: none) up to it and step `best`. Returns its path.
 
     Everything is written into a hidden folder beside it, flushed to the disk and renamed: a kill or a full disk leaves
-    the earlier checkpoints whole. Raises UserError if the disk is full or not writable, or if a weight is not finite.
+    the earlier checkpoints whole. Raises NotSaved if the disk is full or not writable, Diverged if a weight is not
+    finite.
     """
     final = run / checkpoint_name(snapshot.generator.step)
     staged = run / f".tmp-{final.name}"
@@ -73,16 +76,30 @@ def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in [*staged.iterdir(), staged]:
             flush_to_disk(path)
-        shutil.rmtree(final, ignore_errors=True)  # the same step, saved by an earlier life of this run
+        aside = run / f".old-{final.name}"
+        if final.exists():  # the same step, saved by an earlier life of this run; `tidy` brings it back after a kill
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
         staged.rename(final)
         flush_to_disk(run)
+        shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staged, ignore_errors=True)
-        raise UserError(
-            f"cannot save {final}: {error}; earlier checkpoints are untouched, make room and resume"
-        ) from None
-    _prune(run, keep, snapshot.generator.step)
+        raise NotSaved(f"cannot save {final}: {error}; earlier checkpoints are untouched") from None
+    _prune(run, keep, snapshot.generator.step, best)
     return final
+
+
+def tidy(run: Path) -> None:
+    """Put right what a kill while saving has left. Only for who holds the run's lock."""
+    for half_written in run.glob(".tmp-ckpt_*"):
+        shutil.rmtree(half_written, ignore_errors=True)
+    for aside in run.glob(".old-ckpt_*"):
+        final = run / aside.name.removeprefix(".old-")
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(final)
 
 
 def load(folder: Path) -> Snapshot:
@@ -121,8 +138,8 @@ def find_problem(folder: Path, names: tuple[str, ...] = (GENERATOR, NETWORKS, OP
         return "no such folder"
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["version"] != FORMAT_VERSION:
-            return f"format version {manifest['version']}, this toolkit reads {FORMAT_VERSION}"
+        if manifest["version"] not in READABLE:
+            return f"format version {manifest['version']}, this toolkit reads {', '.join(map(str, READABLE))}"
         expected = manifest["files"]
         for name in names:
             path = folder / name
@@ -170,14 +187,15 @@ def _refuse_non_finite(*groups: dict[str, Tensor]) -> None:
     for tensors in groups:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(
+                raise Diverged(
                     f"not saved: the weight {name} is no longer finite. Training has diverged; resume from an earlier "
                     "checkpoint with lower learning rates"
                 )
 
 
-def _prune(run: Path, keep: int, step: int) -> None:
+def _prune(run: Path, keep: int, step: int, best: int | None) -> None:
     """Later steps are not counted: they are another branch of the run, not the newest of this one."""
     mine = [folder for folder in checkpoints(run) if int(folder.name[5:]) <= step]
     for folder in mine[:-keep] if keep else []:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.name != checkpoint_name(-1 if best is None else best):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,43 +1,207 @@
-"""training_plots.png from training_log.json."""
+"""training_plots.png from training_log.json and events.json."""
 
+import json
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 from toolkit.run_folder.records import read_log
 
-PANELS = {
-    "losses": ("loss_d", "loss_g", "loss_mismatch"),
-    "D's mean logits": ("logit_real", "logit_fake", "logit_mismatched"),
-    "R1 penalty (before lambda)": ("r1",),
-    "gradient norms": ("grad_norm_d", "grad_norm_g"),
-    "learning rates": ("lr_d", "lr_g"),
-    "pictures per second": ("images_per_second",),
-}
-LOGARITHMIC = ("R1 penalty (before lambda)", "gradient norms")
+
+class Panel(NamedTuple):
+    """A group of curves on one pair of axes; drawn if any of them has data."""
+
+    title: str
+    names: tuple[str, ...]
+    base: int = 0
+    """Of a logarithmic axis; 0: linear."""
+    if_varies: bool = False
+    """Drawn only if a curve takes more than one value: a switch that stays where it was tells nothing."""
+    points: bool = False
+    """Measured now and then: each value shows."""
+
+
+PANELS = (
+    Panel("losses", ("loss_d", "loss_g", "loss_mismatch")),
+    Panel("D's mean logits", ("logit_real", "logit_fake", "logit_mismatched")),
+    Panel("R1, R2 penalty (before their weights)", ("r1", "r2"), base=10),
+    Panel("gradient norms", ("grad_norm_d", "grad_norm_g"), base=10),
+    Panel("diversity, text sensitivity (share of real pictures')", ("diversity", "text_sensitivity"), points=True),
+    Panel("score (lower is better)", ("score",), points=True),
+    Panel("probability of augmentation", ("augment_p",), if_varies=True),
+    Panel("scale of R1 and R2", ("r1_scale",), base=10, if_varies=True),
+    Panel("D steps per G step", ("d_steps",), if_varies=True),
+    Panel("fp16 loss scale", ("loss_scale",), base=2),
+    Panel("share of steps skipped for overflow", ("skipped",), if_varies=True),
+    Panel("learning rates", ("lr_d", "lr_g")),
+    Panel("pictures per second", ("images_per_second",)),
+)
+COLOURS = {"action": "tab:red", "warning": "tab:orange"}
+"""Of the events marked on the losses; notes are not."""
+Curve = tuple[list[float], list[float]]
 
 
 def plot_training(run: Path) -> Path | None:
-    """Draw run/training_plots.png, one panel per group of curves; None if nothing was logged yet."""
-    import matplotlib  # half a second of import, only when something is drawn
+    """Draw run/training_plots.png, a panel per group of curves that has data; None if nothing was logged yet.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    Lines may hold `attempt`, raised by each rollback: what a rollback took back is dashed and pale, and a thin red line
+    stands where it ended. None and values that are not finite are gaps. Axes show the bulk of the values: peaks
+    beyond are cut off and named. Warnings and actions of events.json are marked on the losses.
+    """
     lines = read_log(run)
-    if not lines:
+    kept, abandoned = split_attempts(lines)
+    panels = [panel for panel in PANELS if _has_data(panel, lines)]
+    if not panels:
         return None
-    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
-    for axis, (title, names) in zip(axes.flat, PANELS.items(), strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
-        axis.set(title=title, xlabel="step")
-        if title in LOGARITHMIC:
-            axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+    from matplotlib.figure import Figure  # half a second of import, only when something is drawn
+
+    columns = min(3, len(panels))
+    rows, last = -(-len(panels) // columns), max(1, *(line["step"] for line in lines))
+    figure = Figure(figsize=(5 * columns, 3.75 * rows), layout="constrained")
+    for number, panel in enumerate(panels, start=1):
+        axis = figure.add_subplot(rows, columns, number)
+        _draw(axis, panel, kept, abandoned)
+        axis.set_xlim(-0.02 * last, 1.02 * last)
+        events = [event for event in read_events(run) if event.get("level") in COLOURS and panel.title == "losses"]
+        _mark_events(axis, events)
+        axis.legend(fontsize=8, **({"loc": "upper right", "bbox_to_anchor": (1, 0.72)} if events else {"loc": "best"}))
     figure.suptitle(f"{run.name}, step {lines[-1]['step']:,}")
     staged = run / ".training_plots.png.tmp"
     figure.savefig(staged, format="png", dpi=90)
-    pyplot.close(figure)
     return staged.replace(run / "training_plots.png")
+
+
+def split_attempts(lines: list[dict]) -> tuple[list[dict], list[list[dict]]]:
+    """(lines of the history that stands, for each rollback the lines it took back, led by the last that stands)."""
+    kept, abandoned = [], []
+    for line in lines:
+        if kept and line.get("attempt", 0) > kept[-1].get("attempt", 0):
+            stands = [before for before in kept if before["step"] < line["step"]]
+            abandoned.append(stands[-1:] + kept[len(stands) :])
+            kept = stands
+        kept.append(line)
+    return kept, abandoned
+
+
+def curve(lines: list[dict], name: str) -> Curve:
+    """Steps and values of the lines that hold `name`; what is no finite number is NaN, a gap."""
+    held = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in held], [value if _is_finite(value) else math.nan for _, value in held]
+
+
+def view(values: list[float], logarithmic: bool) -> tuple[float, float] | None:
+    """Limits that leave out peaks of finite `values` that would flatten the rest; None if there are none.
+
+    A peak is beyond the 10th and 90th percentile by more than 10 times their distance (logarithmic: by 4 decades and
+    3 times their distance). The limits enclose what is within twice that distance, and a little air.
+    """
+    if logarithmic:
+        limits = _without_peaks([math.log10(value) for value in values if value > 0], times=3, least=4 / 3)
+        return limits and (10 ** limits[0], 10 ** limits[1])
+    return _without_peaks(values, times=10, least=1e-9)
+
+
+def _without_peaks(values: list[float], times: float, least: float) -> tuple[float, float] | None:
+    ordered = sorted(values)
+    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.9))
+    width = max(high - low, least)
+    if ordered[0] >= low - times * width and ordered[-1] <= high + times * width:
+        return None
+    bulk = [value for value in ordered if low - 2 * width <= value <= high + 2 * width]
+    air = 0.05 * max(bulk[-1] - bulk[0], width)
+    return bulk[0] - air, bulk[-1] + air
+
+
+def read_events(run: Path) -> list[dict]:
+    """Lines of events.json: step, level, name, text; none without the file. Half a line is passed over."""
+    path, events = run / "events.json", []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            event = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and _is_finite(event.get("step")):
+            events.append(event)
+    return events
+
+
+def _draw(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]) -> None:
+    finite = _finite(panel, [line for lines in (kept, *abandoned) for line in lines])
+    limits = view([value for values in finite.values() for value in values], panel.base > 0)
+    for number, name in enumerate(panel.names):
+        for lines in (*abandoned, kept) if finite[name] else ():
+            steps, values = curve(lines, name)
+            look = {"linestyle": "--", "linewidth": 0.9, "alpha": 0.5} if lines is not kept else {"linewidth": 1.2}
+            look |= {"label": name} if lines is kept else {}
+            look |= {"marker": "."} if panel.points or _is_lonely(values) else {}
+            axis.plot(steps, _cut(values, limits), color=f"C{number}", **look)
+    for lines in abandoned:
+        axis.axvline(lines[-1]["step"], color="red", linewidth=0.6)
+    axis.set(title=panel.title, xlabel="step")
+    axis.grid(alpha=0.3)
+    axis.locator_params(axis="x", nbins=6)
+    if panel.base:
+        axis.set_yscale("log", base=panel.base)
+    else:
+        axis.ticklabel_format(axis="y", scilimits=(-3, 5))
+    if limits is not None:
+        axis.set_ylim(limits)
+        lowest, highest = (pick(pick(values) for values in finite.values() if values) for pick in (min, max))
+        axis.set_xlabel(f"step (peaks cut off: values from {lowest:.3g} to {highest:.3g})")
+
+
+def _mark_events(axis, events: list[dict]) -> None:
+    """Triangles in a strip above the curves, each named unless the name would run into another; actions go first."""
+    marked = [(level, event) for level in COLOURS for event in events if event["level"] == level]
+    if not marked:
+        return
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.4 * (high - low))
+    left, right = axis.get_xlim()
+    strip, named = axis.get_xaxis_transform(), []
+    for level, colour in COLOURS.items():
+        steps = [event["step"] for of, event in marked if of == level]
+        if steps:
+            axis.plot(steps, [0.97] * len(steps), "v", transform=strip, color=colour, markersize=5, label=level)
+    for level, event in marked:
+        if all(abs(event["step"] - step) > 0.04 * (right - left) for step in named):
+            named.append(event["step"])
+            look = {"fontsize": 7, "rotation": 90, "va": "top", "ha": "right", "color": COLOURS[level]}
+            axis.text(event["step"], 0.945, event.get("name", ""), transform=strip, **look)
+
+
+def _finite(panel: Panel, lines: list[dict]) -> dict[str, list[float]]:
+    """Curve name -> its values that can be drawn."""
+    drawable = _is_positive if panel.base else _is_finite
+    return {name: [line[name] for line in lines if drawable(line.get(name))] for name in panel.names}
+
+
+def _has_data(panel: Panel, lines: list[dict]) -> bool:
+    return any(len(set(values)) > panel.if_varies for values in _finite(panel, lines).values())
+
+
+def _cut(values: list[float], limits: tuple[float, float] | None) -> list[float]:
+    """Peaks moved to just beyond the view: the renderer fails on coordinates many times the size of the picture."""
+    if limits is None:
+        return values
+    low, high = limits
+    return [
+        value if math.isnan(value) else min(max(value, low - (high - low)), high + (high - low)) for value in values
+    ]
+
+
+def _is_lonely(values: list[float]) -> bool:
+    """Whether a value has gaps on both sides: no line would show it."""
+    padded = [math.nan, *values, math.nan]
+    return any(
+        math.isnan(before) and math.isnan(after) and not math.isnan(value)
+        for before, value, after in zip(padded, values, padded[2:], strict=False)
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_positive(value: object) -> bool:
+    return _is_finite(value) and value > 0

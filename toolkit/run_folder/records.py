@@ -1,18 +1,20 @@
-"""What a run writes down while it trains: training_log.json, progress bar, wandb."""
+"""What a run writes down while it trains: training_log.json, events.json, the progress bar."""
 
 import json
-import os
+import math
 import sys
+import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toolkit.config import TrainConfig
 from toolkit.durable import write_whole
 
-LOG_NAME = "training_log.json"
+LOG_NAME, EVENTS_NAME = "training_log.json", "events.json"
+PEAKS = ("loss_d", "loss_g")
+"""Scalars of which the largest of any step is logged too."""
 
 
 class Window:
@@ -20,44 +22,81 @@ class Window:
 
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = {}
+        self.steps = 0
 
     def add(self, stats: dict[str, Tensor]) -> None:
+        self.steps += 1
         for name, value in stats.items():
             self._values.setdefault(name, []).append(value.detach())
 
-    def __len__(self) -> int:
-        return max((len(values) for values in self._values.values()), default=0)
-
-    def means(self, accelerator) -> dict[str, float]:
-        """Mean of each scalar over the window's steps and all processes; empties the window. All processes call it."""
-        names = sorted(self._values)
-        means = torch.stack([torch.stack(self._values[name]).float().mean() for name in names])
+    def clear(self) -> None:
         self._values.clear()
-        return dict(zip(names, accelerator.reduce(means, reduction="mean").tolist(), strict=True))
+        self.steps = 0
+
+    def read(self, accelerator) -> dict[str, float]:
+        """Mean of each scalar over the window's steps and all processes, and the largest of each loss as `*_max`.
+
+        Empties the window. All processes call it and get the same numbers.
+        """
+        names = sorted(self._values)
+        if not names:
+            return {}
+        columns = [torch.stack(self._values[name]).float() for name in names]
+        mine = torch.stack([torch.stack([column.mean(), column.max()]) for column in columns])
+        everyone = accelerator.gather(mine[None])
+        means, largest = everyone[..., 0].mean(dim=0).tolist(), everyone[..., 1].amax(dim=0).tolist()
+        self.clear()
+        peaks = {f"{name}_max": most for name, most in zip(names, largest, strict=True) if name in PEAKS}
+        return dict(zip(names, means, strict=True)) | peaks
 
 
 class TrainingLog:
-    """training_log.json: one JSON object a line. On resume, lines after the checkpoint's step are dropped."""
+    """training_log.json: one JSON object a line, numbers that are not finite as null.
 
-    def __init__(self, run: Path, step: int) -> None:
+    On resume, lines after the checkpoint's step are dropped. After a rollback they stay: the lines since carry a
+    higher `attempt`.
+    """
+
+    def __init__(self, run: Path, step: int, attempt: int) -> None:
         self.path = run / LOG_NAME
-        kept = [line for line in read_log(run) if line["step"] <= step] if step else []
-        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        old = read_log(run) if step or attempt else []
+        self.kept = [line for line in old if line.get("attempt", 0) < attempt or line["step"] <= step]
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in self.kept).encode())
 
     def write(self, line: dict) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        _append(self.path, {name: value if _finite(value) else None for name, value in line.items()})
+
+
+def note_event(run: Path, step: int, level: str, name: str, text: str) -> None:
+    """One line of events.json: what the monitor found, what was done about it, how the run ended."""
+    _append(run / EVENTS_NAME, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "step": step, "level": level, "name": name,
+                                "text": text})  # fmt: skip
+
+
+def _append(path: Path, line: dict) -> None:
+    """A full disk must not end a training: the line is lost, the run goes on."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        tqdm.write(f"train: {path} cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def read_log(run: Path) -> list[dict]:
-    """The lines of training_log.json; a half line at the end, left by a kill, is passed over."""
+    """The lines of training_log.json; a half line, left by a kill or a full disk, is passed over."""
     lines = []
     if (run / LOG_NAME).is_file():
         for text in (run / LOG_NAME).read_text(encoding="utf-8").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict) and "step" in line:
+                lines.append(line)
     return lines
 
 
@@ -67,11 +106,13 @@ class Progress:
     def __init__(self, total: int, done: int, shown: bool) -> None:
         self._bar = tqdm(total=total, initial=done, disable=not shown, unit="step", dynamic_ncols=True, mininterval=1)
 
-    def advance(self) -> None:
-        self._bar.update()
+    def at(self, step: int) -> None:
+        """So many steps are done; fewer than before after a rollback."""
+        self._bar.update(step - self._bar.n)
 
     def show(self, line: dict) -> None:
-        shown = {name: f"{line[name]:.2f}" for name in ("loss_d", "loss_g", "logit_real", "logit_fake") if name in line}
+        names = ("loss_d", "loss_g", "logit_real", "logit_fake")
+        shown = {name: f"{line[name]:.2f}" for name in names if name in line}
         self._bar.set_postfix(shown | {"images/s": f"{line['images_per_second']:.1f}"})
 
     def say(self, message: str) -> None:
@@ -80,51 +121,3 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-class WandbLog:
-    """Best effort: whatever goes wrong with wandb is said once and never stops the training."""
-
-    def __init__(self, config: TrainConfig, settings: dict, run_id: str | None) -> None:
-        self._run = None
-        if config.wandb == "disabled":
-            return
-        try:
-            if config.wandb == "online" and not (
-                os.environ.get("WANDB_API_KEY") or Path.home().joinpath(".netrc").exists()
-            ):
-                raise RuntimeError("no API key (run `wandb login` or set WANDB_API_KEY)")
-            import wandb
-
-            self._wandb = wandb
-            self._run = wandb.init(
-                project=config.wandb_project, name=Path(config.out_dir).name, dir=config.out_dir, mode=config.wandb,
-                id=run_id, resume="allow", config=settings,
-                settings=wandb.Settings(x_disable_meta=True, save_code=False, silent=True),  # argv may hold secrets
-            )  # fmt: skip
-        except Exception as error:
-            self._give_up(error)
-
-    @property
-    def run_id(self) -> str | None:
-        return self._run.id if self._run else None
-
-    def log(self, line: dict) -> None:
-        self._try(lambda: self._run.log(line))
-
-    def log_picture(self, path: Path, step: int) -> None:
-        self._try(lambda: self._run.log({"samples": self._wandb.Image(str(path)), "step": step}))
-
-    def close(self) -> None:
-        self._try(lambda: self._run.finish())
-
-    def _try(self, action) -> None:
-        if self._run is not None:
-            try:
-                action()
-            except Exception as error:
-                self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        tqdm.write(f"train: wandb is off ({' '.join(str(error).split())[:160]}); local logs go on", file=sys.stderr)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from toolkit import draws
 from toolkit.config import TrainConfig
@@ -29,16 +30,25 @@ class SampleGrid:
 
     def write_reals(self, run: Path) -> None:
         """reals.png, a real picture per row, and sample_captions.txt."""
-        pictures = torch.stack([from_pil(decode_picture(row.picture)) for row in self.rows])
-        save_png(make_grid(pictures, 1), run / "reals.png")
+        self.reals = torch.stack([from_pil(decode_picture(row.picture)) for row in self.rows])
+        save_png(make_grid(self.reals, 1), run / "reals.png")
         captions = "".join(f"{row.captions[0]}\n" for row in self.rows)
         (run / "sample_captions.txt").write_text(captions, encoding="utf-8")
 
-    def write(self, ema: EMA, run: Path, step: int) -> Path:
-        """sample_STEP.png by the averaged generator."""
+    def draw(self, ema: EMA) -> Tensor:
+        """uint8 [n_sample, 3, R, R] by the averaged generator."""
+        return sample(ema.module, self.z, self.text)
+
+    def write(self, pictures: Tensor, run: Path, step: int) -> Path:
+        """sample_STEP.png."""
         path = run / f"sample_{step:07d}.png"
-        save_png(make_grid(sample(ema.module, self.z, self.text), self.columns), path)
+        save_png(make_grid(pictures, self.columns), path)
         return path
+
+    def arrange(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """The full rows of `pictures` as [prompts, noises, 3, R, R], and a real picture [prompts, 3, R, R] for each."""
+        full = len(pictures) // self.columns
+        return pictures[: full * self.columns].unflatten(0, (full, self.columns)), self.reals[:full]
 
 
 def _distinct(shards: ShardSet, seed: int, count: int) -> list[Sample]:

@@ -33,6 +33,8 @@ def take_snapshot(trainer) -> Snapshot:
         "step": trainer.step_number,
         "position": trainer.position,
         "ema_updates": trainer.ema.updates,
+        "rollbacks": trainer.rollbacks,
+        "adaptive": trainer.adaptive.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "data_fingerprint": trainer.shards.manifest.fingerprint,
         "wandb_run_id": trainer.wandb_run_id,
@@ -41,8 +43,15 @@ def take_snapshot(trainer) -> Snapshot:
     return Snapshot(generator, networks, optimizers, state)
 
 
-def restore_snapshot(trainer, snapshot: Snapshot) -> None:
-    """Put a snapshot into a fresh Trainer. Raises UserError if architecture, data or encoder differ."""
+PLACES = ("data", "out_dir", "resume_from", "dry_run")
+"""Options that say where things are, not what is trained."""
+
+
+def restore_snapshot(trainer, snapshot: Snapshot) -> list[str]:
+    """Put a snapshot into a Trainer. Returns the options that have changed since, 'name old -> new'.
+
+    Raises UserError if architecture, data or encoder differ.
+    """
     _refuse_other(trainer, snapshot)
     trainer.ema.module.load_state_dict(snapshot.generator.tensors)
     trainer.ema.updates = snapshot.state["ema_updates"]
@@ -51,10 +60,19 @@ def restore_snapshot(trainer, snapshot: Snapshot) -> None:
         _restore_optimizer(phase.optimizer, _below(snapshot.optimizers, name))
     trainer.step_number = snapshot.state["step"]
     trainer.position = snapshot.state["position"]
+    trainer.rollbacks = snapshot.state.get("rollbacks", 0)  # format 1 had neither of these
+    if "adaptive" in snapshot.state:
+        trainer.adaptive.restore(snapshot.state["adaptive"], trainer.device)
     trainer.wandb_run_id = snapshot.state["wandb_run_id"]
     scaler = trainer.accelerator.scaler
     if scaler is not None and snapshot.state["scaler"]:
         scaler.load_state_dict(snapshot.state["scaler"])
+    before, now = snapshot.state["config"], dataclasses.asdict(trainer.config)
+    return [
+        f"{name} {before[name]} -> {now[name]}"
+        for name in now
+        if name in before and before[name] != now[name] and name not in PLACES
+    ]
 
 
 def _refuse_other(trainer, snapshot: Snapshot) -> None:

@@ -1,0 +1,138 @@
+"""best.json: what counts as a gain, what survives a resume, and files that are not as they were written."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import linregress
+
+from toolkit.run_folder import best
+from toolkit.run_folder.best import BestCheckpoint
+
+
+def scored(run: Path, *values: float, metric: str = "swd") -> BestCheckpoint:
+    """Scores at steps 100, 200, ..."""
+    one = BestCheckpoint(run, metric)
+    for number, value in enumerate(values):
+        one.add(100 * (number + 1), value)
+    return one
+
+
+def stored(run: Path) -> dict:
+    return json.loads((run / "best.json").read_text())
+
+
+def test_the_lowest_score_is_the_best_and_is_written_down(tmp_path):
+    one = BestCheckpoint(tmp_path, "swd")
+    assert (one.step, one.without_gain, (tmp_path / "best.json").exists()) == (None, 0, False)
+    assert one.add(100, 20.0) == "swd 20 at step 100: the best so far"
+    assert one.add(200, 10.0) == "swd 10 at step 200: the best so far"
+    assert one.add(300, 15.0) == "swd 15 at step 300: no gain of 1% for 1 score, the best is 10 at step 200"
+    assert (one.step, one.without_gain) == (200, 1)
+    history = [[100, 20.0], [200, 10.0], [300, 15.0]]
+    assert stored(tmp_path) == {
+        "metric": "swd", "value": 10.0, "step": 200, "checkpoint": "ckpt_0000200", "history": history,
+    }  # fmt: skip
+
+
+def test_less_than_a_percent_is_noise_but_small_steps_add_up(tmp_path):
+    """100 -> 99.5 -> 99.1 are no gains on 100, 98.9 is; the lowest score is the best all the same."""
+    one = scored(tmp_path, 100, 99.5, 99.1)
+    assert (one.without_gain, one.step) == (2, 300)
+    assert "the best so far, but no gain of 1% for 3 scores" in one.add(400, 99.05)
+    one.add(500, 98.9)
+    assert (one.without_gain, one.step) == (0, 500)
+
+
+@pytest.mark.parametrize("values, gain", [([0.0, 0.0], 0), ([1e-3, 0.0], 1), ([-1.0, -1.005], 0), ([-1.0, -1.02], 1)])
+def test_gains_at_and_below_zero(values, gain):
+    """FID of small sets can be slightly negative."""
+    assert best.last_gain([(step, value) for step, value in enumerate(values)]) == gain
+
+
+def test_pure_noise_is_rarely_a_gain_and_a_trend_nearly_always():
+    """200 runs of 10 scores that scatter by 0.3 %: without a trend the first stays the last gain; a fall of 1 % a
+    score is seen at once or one score later."""
+    noise = 1 + 0.003 * np.random.default_rng(0).standard_normal((200, 10))
+    flat = [best.last_gain([(k, v) for k, v in enumerate(row)]) for row in noise]
+    falling = [best.last_gain([(k, v * 0.99**k) for k, v in enumerate(row)]) for row in noise]
+    assert np.mean(np.array(flat) == 0) > 0.8 and np.mean(np.array(falling) >= 8) > 0.95
+
+
+def test_a_fit_says_when_training_no_longer_pays(tmp_path):
+    one = scored(tmp_path, 50, 10, 12, 11, 12, 11, 11.5)
+    assert one.add(800, 11.5).endswith("; more training has not paid since step 200")
+
+
+def test_four_scores_are_too_few_to_say_so(tmp_path):
+    one = scored(tmp_path, 10, 12, 12, 12)
+    assert "not paid" not in one.add(500, 12) and "not paid since step 100" in one.add(600, 12)
+
+
+def test_scores_that_still_fall_towards_a_lucky_one_are_not_called_off(tmp_path):
+    one = scored(tmp_path, 10, 20, 18, 16, 14)
+    assert "not paid" not in one.add(600, 12) and one.without_gain == 5
+
+
+def test_the_fit_is_scipys():
+    steps, values = (100, 250, 300, 700, 800), (5.0, 4.0, 4.5, 1.0, 2.0)
+    expected = linregress(steps, values)
+    fall, error = best.fitted_fall(list(zip(steps, values, strict=True)))
+    assert fall == pytest.approx(-700 * expected.slope) and error == pytest.approx(700 * expected.stderr)
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
+    scored(tmp_path, 30, 20, 25, 10)
+    one = BestCheckpoint(tmp_path, "swd", 300)
+    assert (one.step, one.without_gain) == (200, 1)
+    assert stored(tmp_path)["step"] == 200 and len(stored(tmp_path)["history"]) == 3
+    assert BestCheckpoint(tmp_path, "swd").history == one.history  # without a step nothing is dropped
+    one.add(300, 5.0)  # the same step again replaces its score
+    assert one.history == [(100, 30.0), (200, 20.0), (300, 5.0)] and one.step == 300
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    one = BestCheckpoint(tmp_path, "swd")
+    assert one.add(100, math.nan).endswith("not a number") and one.step is None and one.without_gain == 1
+    one.add(200, 10.0)
+    one.add(300, math.inf)
+    assert (one.step, one.without_gain) == (200, 1)
+    again = BestCheckpoint(tmp_path, "swd")
+    assert (again.step, again.without_gain) == (200, 1) and stored(tmp_path)["history"][2] == [300, None]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b"\xff\x00", b'{"metric": "swd"}', b'{"metric": "swd", "history": [[1]]}', b"null",
+     b'{"metric": "swd", "history": [["x", 2]]}', b'{"metric": "swd", "history": 3}'],
+)  # fmt: skip
+def test_a_damaged_file_is_set_aside_with_a_line(tmp_path, capsys, content):
+    (tmp_path / "best.json").write_bytes(content)
+    one = BestCheckpoint(tmp_path, "swd", 100)
+    said = capsys.readouterr().err
+    assert one.step is None and said.count("\n") == 1 and "is damaged; set aside as best_damaged.json" in said
+    assert (tmp_path / "best_damaged.json").read_bytes() == content
+    one.add(100, 1.0)
+    assert stored(tmp_path)["step"] == 100
+
+
+def test_scores_by_another_metric_are_set_aside(tmp_path, capsys):
+    scored(tmp_path, 300, 200, metric="fid")
+    one = BestCheckpoint(tmp_path, "swd")
+    assert one.step is None and "holds scores by 'fid'; set aside as best_fid.json" in capsys.readouterr().err
+    one.add(300, 7.0)
+    assert json.loads((tmp_path / "best_fid.json").read_text())["value"] == 200 and stored(tmp_path)["value"] == 7
+    (tmp_path / "best.json").write_text('{"metric": "../../x", "history": []}')
+    BestCheckpoint(tmp_path, "swd")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best_fid.json", "best_other.json"]
+
+
+def test_a_full_disk_is_said_and_ends_nothing(tmp_path, monkeypatch):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(best, "write_whole", full)
+    one = BestCheckpoint(tmp_path, "swd")
+    assert one.add(100, 3.0).endswith("best.json not written: No space left on device)") and one.step == 100

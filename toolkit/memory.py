@@ -1,0 +1,224 @@
+"""Does it fit on the card? An estimate before training, and remedies once it did not (the trial: micro_batch.py)."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from toolkit.config import TrainConfig
+from toolkit.networks import diffaug, losses
+from toolkit.networks.models import Discriminator, Generator
+from toolkit.networks.perceptual import LAYERS
+
+GIB = 2**30
+TEMPORARIES = 0.2
+"""What the backward pass takes beside the saved activations, as a share of them. On a CPU (64 and 128 px, fp32 and
+bf16) the allocator's peak in D's phase with R1 was the gradients plus 1.10 to 1.18 times the count; in G's, less."""
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one process on its device; the activations grow linearly with the micro-batch."""
+
+    micro_batch: int
+    """Pictures held at once."""
+    precision: str
+    """'no', 'fp16' or 'bf16'."""
+    networks: int
+    """Weights and buffers of G and D, fp32 at any precision; VGG's if `perceptual` is on."""
+    average: int
+    """The averaged G."""
+    moments: int
+    """Adam's two per weight."""
+    gradients: int
+    """Of the larger network (each phase drops its own); of both, in DDP's buckets, with several processes."""
+    d_phase: tuple[int, int]
+    """Activations saved by D's phase, with R1 and R2 if they are on: (fixed, per picture)."""
+    g_phase: tuple[int, int]
+    """Activations saved by G's phase: (fixed, per picture)."""
+
+    def activations(self, pictures: int) -> int:
+        """Bytes of the larger phase for a micro-batch of `pictures`, with the backward pass's TEMPORARIES."""
+        return round((1 + TEMPORARIES) * max(self._saved(pictures)))
+
+    def _saved(self, pictures: int) -> tuple[int, int]:
+        return tuple(fixed + each * pictures for fixed, each in (self.d_phase, self.g_phase))
+
+    def total(self, pictures: int | None = None) -> int:
+        """Bytes with a micro-batch of `pictures`, by default the config's."""
+        held = self.networks + self.average + self.moments + self.gradients
+        return held + self.activations(pictures or self.micro_batch)
+
+    def most_pictures(self, room: int) -> int:
+        """The largest micro-batch whose `total` is at most `room` bytes; 0 if not even one picture's is."""
+        saved = (room - self.total(1) + self.activations(1)) / (1 + TEMPORARIES)
+        n = max(0, min(int((saved - fixed) // each) for fixed, each in (self.d_phase, self.g_phase)))
+        return n + 1 if self.total(n + 1) <= room else n  # `activations` rounds
+
+    def describe(self) -> str:
+        """One line, in GiB."""
+        n, (of_d, of_g) = self.micro_batch, self._saved(self.micro_batch)
+        return (
+            f"memory: about {gib(self.total())} GiB in each process at micro-batches of {n}, mixed precision "
+            f"{self.precision}: networks {gib(self.networks)}, average {gib(self.average)}, Adam {gib(self.moments)}, "
+            f"gradients {gib(self.gradients)}, activations {gib(self.activations(n))} of "
+            f"{'D' if of_d >= of_g else 'G'}'s phase (without CUDA's context, workspaces and fragments)"
+        )
+
+
+def estimate(config: TrainConfig, processes: int, precision: str) -> MemoryEstimate:
+    """What one of `processes` processes needs at `precision` ('no', 'fp16', 'bf16'). Computes and allocates nothing.
+
+    Activations are the distinct storages that the forward passes of a phase, and the differentiable backward pass of
+    R1 and R2, save for the backward pass: counted on fake tensors at 1 and 2 pictures, linear beyond. On a CPU they
+    equal those of a real step (tests/test_memory.py), to which TEMPORARIES are added.
+    Not counted is what a GPU adds: CUDA's context, cuDNN's workspaces, what its allocator holds but cannot use. None
+    of it was measured on a GPU.
+    Approximated at half precision: autocast's rules are those of a CPU. Convolutions and linear layers, nearly
+    everything, are cast alike on a GPU. D's pass over real pictures is fp32 when R1 is on, and the one over generated
+    pictures when R2 is, as in the step itself; the estimate is of those steps.
+    batch_gpu 'auto' counts as the whole share at once. Raises UserError if the batch does not divide.
+    """
+    share, parts = config.with_numbers().per_process(processes)
+    with FakeTensorMode():
+        rehearsal = _Rehearsal(config, precision)
+        G, D = ([*network.parameters()] for network in (rehearsal.G, rehearsal.D))
+        networks, average = _bytes(rehearsal.held()), _bytes([*G, *rehearsal.G.buffers()])
+        phases = [_line(loss_of, rehearsal.held()) for loss_of in (rehearsal.d_loss, rehearsal.g_loss)]
+    gradients = _bytes(G + D) if processes > 1 else max(_bytes(G), _bytes(D))
+    return MemoryEstimate(share // parts, precision, networks, average, 2 * _bytes(G + D), gradients, *phases)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's memory ran out; cuDNN, cuBLAS and the CPU's allocator say so in errors of their own."""
+    texts = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    own = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return own or isinstance(error, torch.OutOfMemoryError)
+
+
+def explain_out_of_memory(config: TrainConfig, device: torch.device) -> str:
+    """One line for a UserError: how much was allocated of how much, and remedies with values for this config."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share, parts = config.with_numbers().per_process(processes)
+    micro = share // parts
+    smaller = max((n for n in range(1, micro // 2 + 1) if share % n == 0), default=0)
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    remedies = [f"--batch_gpu {smaller}"] if smaller else []
+    if precision == "no" and device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        remedies.append(f"--mixed_precision {'bf16' if bf16 else 'fp16'}")
+    remedies += ["--d_scales 1 (in a new run)"] if config.d_scales > 1 else []
+    remedies += [f"--base_ch {config.base_ch // 2} (in a new run)"] if config.base_ch > 1 else []
+    remedies += [f"--resolution {config.resolution // 2} (with shards of that size)"] if config.resolution > 16 else []
+    pictures = "a single picture" if micro == 1 else f"{micro} pictures at once"
+    return f"out of memory on {_usage(device)} with {pictures}; try {' or '.join(remedies[:3])}"
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB: '0.04', '3.2', '14.6'."""
+    return f"{size / GIB:.{1 if size >= GIB else 2}f}"
+
+
+def _usage(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"the {device.type.upper()}"
+    peak, whole = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    return f"{device} ({gib(peak)} of {gib(whole)} GiB were allocated)"
+
+
+class _Rehearsal:
+    """Both phases' losses as `Trainer` computes them, but for what takes no memory: weights of terms, statistics."""
+
+    def __init__(self, config: TrainConfig, precision: str) -> None:
+        self.config, self.precision = config, precision
+        self.G, self.D = Generator(config), Discriminator(config)
+        self.vgg = _perceptual_layers() if config.perceptual else nn.Sequential()
+
+    def held(self) -> list[Tensor]:
+        """Weights and buffers: they are there between the steps too."""
+        networks = (self.G, self.D, self.vgg)
+        return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """What Accelerate puts round the networks; their results leave it as fp32."""
+        return torch.autocast("cpu", HALF[self.precision]) if self.precision in HALF else contextlib.nullcontext()
+
+    def d_loss(self, pictures: int) -> Tensor:
+        config, text = self.config, self._text(pictures)
+        real, fake = (torch.zeros(pictures, 3, config.resolution, config.resolution) for _ in range(2))
+        verdicts, penalty = [], torch.zeros(())
+        for images, weight, second in ((real, config.r1_penalty, text), (fake, config.r2_penalty, None)):
+            images.requires_grad_(weight > 0)
+            with self.autocast():
+                verdict = self.D(images, text, second, fp32=weight > 0)
+            verdicts.append(verdict.logits.float())
+            if weight:
+                penalty = penalty + losses.gradient_penalty(verdicts[-1], images).mean()
+        return losses.discriminator_loss(*verdicts, config.loss).mean() + penalty
+
+    def g_loss(self, pictures: int) -> Tensor:
+        config, text = self.config, self._text(pictures)
+        self.D.requires_grad_(False)
+        with self.autocast():
+            fake = self.G(torch.zeros(pictures, config.z_dim), text).float()
+            verdict = self.D(self._augmented(fake), text)
+        loss = losses.generator_loss(verdict.logits.float(), verdict.logits.detach().float(), config.loss).mean()
+        if config.feature_matching:
+            features = tuple(map.float() for map in verdict.features)
+            loss = loss + losses.feature_matching(tuple(map.detach() for map in features), features)
+        if config.perceptual:
+            loss = loss + self._perceptual(fake)
+        self.D.requires_grad_(True)
+        return loss
+
+    def _perceptual(self, fake: Tensor) -> Tensor:
+        x, distance = (fake + 1) / 2 - torch.zeros(3, 1, 1), torch.zeros(())
+        for i, layer in enumerate(self.vgg):
+            x = layer(x)
+            if i in LAYERS:
+                distance = distance + (x - x.detach()).abs().mean()
+        return distance
+
+    def _text(self, count: int) -> Tensor:
+        return torch.zeros(count, self.config.cond_dim)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        config, names = self.config, self.config.diffaug_names
+        some = config.augment_p < 1 or config.adaptive_augment
+        applied = torch.ones(len(images), len(names), dtype=torch.bool) if some else None
+        return diffaug.augment(images, names, torch.zeros(len(images), diffaug.parameter_count(names)), applied)
+
+
+def _perceptual_layers() -> nn.Sequential:
+    import torchvision  # a second of import that configs without this loss should not pay
+
+    return torchvision.models.vgg16(init_weights=False).features[: LAYERS[-1] + 1].requires_grad_(False)
+
+
+def _line(loss_of: Callable[[int], Tensor], held: list[Tensor]) -> tuple[int, int]:
+    one, two = (saved_bytes(lambda n=n: loss_of(n), held) for n in (1, 2))
+    return 2 * one - two, two - one
+
+
+def saved_bytes(forward: Callable[[], object], held: Iterable[Tensor] = ()) -> int:
+    """Bytes of the distinct storages that `forward` saves for a backward pass, without those of `held` tensors."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage  # kept: another one could otherwise get its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    known = {tensor.untyped_storage()._cdata for tensor in held}
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in known)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

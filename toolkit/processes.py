@@ -1,0 +1,68 @@
+"""What the processes of a run tell each other besides gradients: stop, failure, equality."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import Tensor
+
+from toolkit.errors import Diverged, NotSaved, UserError
+
+FAILURES = (UserError, NotSaved, Diverged)
+"""In order of weight: of several processes' failures the last of these wins."""
+
+
+class Processes:
+    """The processes of a run. Several of them talk over a group of their own on the CPU (gloo).
+
+    Beside NCCL's that costs no wait for the GPU, so they can agree before every step. Each method that says so is
+    called by all processes at the same point.
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: float) -> None:
+        self.accelerator = accelerator
+        self.count, self.index = accelerator.num_processes, accelerator.process_index
+        self.main = accelerator.is_main_process
+        self._group = None
+        if self.count > 1:
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    def largest(self, code: int) -> int:
+        """The largest code of any process. All call it."""
+        if self._group is None:
+            return code
+        codes = torch.tensor([code])
+        torch.distributed.all_reduce(codes, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(codes)
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Run `action` on the main process. If it fails there, all fail alike: none waits for one that is gone."""
+        error = None
+        if self.main:
+            try:
+                action()
+            except UserError as caught:
+                error = caught
+        code = self.largest(0 if error is None else FAILURES.index(type(error)) + 1)
+        if error is not None:
+            raise error
+        if code:
+            raise FAILURES[code - 1]("stopped, because the main process could not go on (its message says why)")
+
+    def from_main(self, values: list[float]) -> list[float]:
+        """The main process's values. All call it, with lists of one length."""
+        if self._group is None:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.broadcast(shared, 0, group=self._group)
+        return shared.tolist()
+
+    def equal(self, fingerprint: Tensor) -> list[int]:
+        """The processes whose int64 fingerprint differs from the main one's. All call it."""
+        if self._group is None:
+            return []
+        all_of_them = [torch.empty_like(fingerprint) for _ in range(self.count)]
+        torch.distributed.all_gather(all_of_them, fingerprint, group=self._group)
+        return [rank for rank, other in enumerate(all_of_them) if not torch.equal(other, all_of_them[0])]

@@ -1,0 +1,111 @@
+"""What a run tells its user while it trains: log lines, findings, samples, plots, scores. The main process's part."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from toolkit.command_line import dump
+from toolkit.durable import write_whole
+from toolkit.monitor import Monitor
+from toolkit.run_folder import checkpoint
+from toolkit.run_folder.best import BestCheckpoint
+from toolkit.run_folder.plots import plot_training
+from toolkit.run_folder.probe import probe
+from toolkit.run_folder.records import Progress, TrainingLog, note_event
+from toolkit.run_folder.sample_grid import SampleGrid
+from toolkit.run_folder.snapshot import take_snapshot
+from toolkit.run_folder.trackers import Trackers
+from toolkit.signs import Finding
+from toolkit.trainer import Trainer
+
+Score = Callable[[Trainer, Path], float]
+"""Of the checkpoint just saved at a path; lower is better."""
+ACTIONS = ("", "lower_d_steps", "stop", "rollback")
+"""What a finding may ask for, in order of weight."""
+
+
+class Reports:
+    """Every process has one; only the main one's writes, draws and judges, the others' do nothing."""
+
+    def __init__(self, trainer: Trainer, main: bool, score: Score | None) -> None:
+        self.trainer, self.config, self.main, self.score = trainer, trainer.config, main, score
+        self.folder = Path(self.config.out_dir)
+        self.best: BestCheckpoint | None = None
+        self.progress = Progress(self.config.total_steps, trainer.step_number, shown=main)
+        if not main:
+            return
+        write_whole(self.folder / "config.yaml", dump(self.config).encode())
+        self.grid = SampleGrid(trainer.shards, self.config)
+        self.grid.write_reals(self.folder)
+        self.log = TrainingLog(self.folder, trainer.step_number, trainer.rollbacks)
+        self.monitor = Monitor(self.config, self.config.loss, self.log.kept)
+        self.trackers = Trackers(self.config, dataclasses.asdict(self.config), trainer.wandb_run_id)
+        trainer.wandb_run_id = self.trackers.wandb_run_id or trainer.wandb_run_id
+        if score:
+            self.best = BestCheckpoint(self.folder, self.config.score, trainer.step_number)
+
+    def say(self, level: str, name: str, text: str) -> None:
+        """On the console and in events.json; warnings and actions to the trackers too."""
+        if self.main:
+            note_event(self.folder, self.trainer.step_number, level, name, text)
+            self.progress.say(f"step {self.trainer.step_number:,}: {text}")
+            if level != "note":
+                self.trackers.alert(name, text)
+
+    def verdict(self) -> None:
+        if self.main:
+            self.say("note", "verdict", self.monitor.verdict())
+
+    def line(self, line: dict) -> tuple[str, str]:
+        """Log it and judge it. Returns the weightiest action asked for and its reason, '' and '' if none."""
+        if not self.main:
+            return "", ""
+        self.log.write(line)
+        self.progress.show(line)
+        self.trackers.log(line)
+        findings = self.monitor.observe(line)
+        for finding in findings:
+            self.say(finding.level, finding.name, finding.text)
+        asked = [(_weigh(finding), finding.text) for finding in findings if finding.action]
+        return max(asked, key=lambda pair: ACTIONS.index(pair[0]), default=("", ""))
+
+    def samples(self) -> list[float]:
+        """Draw the grid of fixed prompts and the plots. Returns [diversity, text sensitivity], NaN where unknown.
+
+        A full disk costs a picture, not the run.
+        """
+        if not self.main:
+            return [math.nan, math.nan]
+        step, pictures = self.trainer.step_number, self.grid.draw(self.trainer.ema)
+        try:
+            self.trackers.log_picture("samples", self.grid.write(pictures, self.folder, step), step)
+            if plots := plot_training(self.folder):
+                self.trackers.log_picture("plots", plots, step)
+        except OSError as error:
+            self.say("warning", "not_written", f"samples or plots could not be written ({error.strerror})")
+        return [math.nan if value is None else value for value in probe(*self.grid.arrange(pictures))]
+
+    def write_checkpoint(self) -> None:
+        best = self.best.step if self.best else None
+        path = checkpoint.save(self.folder, take_snapshot(self.trainer), self.config.keep, best)
+        self.progress.say(f"saved {path}")
+
+    def rate(self) -> list[float]:
+        """Score the checkpoint just saved. Returns [score, scores since the last gain]."""
+        if not self.main:
+            return [0.0, 0.0]
+        step = self.trainer.step_number
+        value = self.score(self.trainer, self.folder / checkpoint.checkpoint_name(step))
+        self.say("note", "score", self.best.add(step, value))
+        return [value, float(self.best.without_gain)]
+
+    def close(self) -> None:
+        self.progress.close()
+        if self.main:
+            self.trackers.close()
+
+
+def _weigh(finding: Finding) -> str:
+    """What has diverged is not saved: it goes the way of a rollback, which knows what `on_divergence` says."""
+    return "rollback" if finding.name in ("diverged", "loss_scale") else finding.action
