@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
+from toolkit.errors import UserError
 from toolkit.run_folder import best
 from toolkit.run_folder.best import BestCheckpoint
 
@@ -136,3 +137,14 @@ def test_a_full_disk_is_said_and_ends_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(best, "write_whole", full)
     one = BestCheckpoint(tmp_path, "swd")
     assert one.add(100, 3.0).endswith("best.json not written: No space left on device)") and one.step == 100
+
+
+def test_the_best_checkpoint_is_found_by_its_name(tmp_path):
+    scored(tmp_path, 3.0, 1.0, 2.0)
+    with pytest.raises(UserError, match="names no checkpoint"):
+        best.best_checkpoint(tmp_path)
+    (tmp_path / "ckpt_0000200").mkdir()
+    assert best.best_checkpoint(tmp_path) == tmp_path / "ckpt_0000200"
+    (tmp_path / "best.json").write_text('{"checkpoint": "../../elsewhere"}')
+    with pytest.raises(UserError, match="names no checkpoint"):
+        best.best_checkpoint(tmp_path)

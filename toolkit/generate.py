@@ -27,7 +27,8 @@ class GenerateOptions:
     """Draw pictures for prompts with a trained generator. Give one of prompt, prompts_file, interactive, embedding."""
 
     checkpoint: str = ""
-    """Checkpoint folder (ckpt_*), run folder (its newest valid checkpoint) or generator.safetensors."""
+    """Checkpoint folder (ckpt_*), run folder (its newest valid checkpoint), RUN/best (that with the best score during
+    training) or generator.safetensors."""
     prompt: str | None = None
     """One prompt."""
     prompts_file: str | None = None

@@ -40,7 +40,8 @@ class Reports:
         self.grid.write_reals(self.folder)
         self.log = TrainingLog(self.folder, trainer.step_number, trainer.rollbacks)
         self.monitor = Monitor(self.config, self.config.loss, self.log.kept)
-        self.trackers = Trackers(self.config, dataclasses.asdict(self.config), trainer.wandb_run_id)
+        settings = dataclasses.asdict(self.config)
+        self.trackers = Trackers(self.config, settings, trainer.wandb_run_id, trainer.step_number)
         trainer.wandb_run_id = self.trackers.wandb_run_id or trainer.wandb_run_id
         if score:
             self.best = BestCheckpoint(self.folder, self.config.score, trainer.step_number)

@@ -72,8 +72,8 @@ class Run:
         sampled = self._due(self.config.sample_every)
         if sampled:
             self._sample()
-        if self._due(self.config.log_every):
-            self._act(*self._log())
+        if self._due(self.config.log_every) or self._due(self.config.ckpt_every):
+            self._act(*self._log())  # before saving too: what has diverged must not become the newest checkpoint
         if sampled:
             self.reports.verdict()
         if self._due(self.config.check_ranks_every):
@@ -193,7 +193,7 @@ class Run:
 
     def _finish(self) -> None:
         if self.window.steps:
-            self._log()
+            self._act(*self._log())
         if self.saved_step != self.trainer.step_number:
             self._save(last=True)
             if not self.request:

@@ -9,6 +9,7 @@ from toolkit import draws
 from toolkit.data.images import to_uint8
 from toolkit.errors import UserError
 from toolkit.networks.models import Generator
+from toolkit.run_folder.best import best_checkpoint
 from toolkit.run_folder.checkpoint import (
     GENERATOR,
     MANIFEST,
@@ -45,8 +46,11 @@ def sample(network: nn.Module, z: Tensor, text: Tensor, batch: int = 32) -> Tens
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> TrainedGenerator:
-    """`path`: a checkpoint folder, a run folder (its newest valid checkpoint) or a generator.safetensors."""
+    """`path`: a checkpoint folder, a run folder (its newest valid checkpoint), RUN/best (the one with the best score
+    during training) or a generator.safetensors."""
     path = Path(path)
+    if path.name == "best" and not path.exists():
+        path = best_checkpoint(path.parent)
     if path.is_file():
         return TrainedGenerator(load_generator_file(path), str(path), device)
     if not path.is_dir():

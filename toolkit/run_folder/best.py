@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from toolkit.durable import write_whole
+from toolkit.errors import UserError
 from toolkit.run_folder.checkpoint import checkpoint_name
 
 BEST = "best.json"
@@ -115,6 +116,17 @@ class BestCheckpoint:
         except OSError as error:
             line = f"{self.path} {why} and cannot be set aside ({error.strerror}); scores start anew"
         tqdm.write(f"train: {line}", file=sys.stderr)
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The checkpoint that best.json names. Raises UserError if there is none."""
+    try:
+        name = json.loads((run / BEST).read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str) or not (run / Path(name).name).is_dir():
+        raise UserError(f"{run / BEST} names no checkpoint; give one by its folder ({run}/ckpt_*)")
+    return run / Path(name).name
 
 
 def last_gain(history: list[tuple[int, float]]) -> int:

@@ -29,7 +29,8 @@ WANDB_HOST = "https://api.wandb.ai"
 
 
 class Trackers:
-    """The trackers of `config.track`, for the main process alone."""
+    """The trackers of `config.track`, for the main process alone, once there is an Accelerator (whose trackers ask it
+    which process they are in)."""
 
     def __init__(self, config: TrainConfig, settings: dict, wandb_run_id: str | None, step: int = 0) -> None:
         """`settings` is stored as the run's config: nothing secret belongs there. `wandb_run_id` is that of the run to
@@ -91,6 +92,7 @@ class _Wandb:
             if mode == "offline":
                 raise
             why = _one_line(error)
+            wandb.teardown()  # its service holds on to the id of the run that did not start
             self._tracker = self._start(config, settings, run_id, "offline")
         if why:
             _say(f"wandb is not online ({why}); the run is stored for `wandb sync` in {config.out_dir}/wandb")
@@ -104,7 +106,8 @@ class _Wandb:
             # argv, environment, code and packages may hold secrets and are no part of the record
             "x_disable_meta": True, "x_disable_machine_info": True, "x_save_requirements": False, "save_code": False,
             "disable_code": True, "disable_git": True, "console": "off",
-            "silent": True, "init_timeout": PATIENCE, "login_timeout": PATIENCE, "finish_timeout": PATIENCE,
+            "silent": True, "init_timeout": PATIENCE, "login_timeout": PATIENCE,
+            "finish_timeout": PATIENCE, "finish_timeout_raises": True,
         }  # fmt: skip
         known = {name: value for name, value in options.items() if name in self._wandb.Settings.model_fields}
         tracker = WandBTracker(

@@ -1,0 +1,101 @@
+"""How fast a run would go on this machine: steps, data, pictures, measured on a trainer that is thrown away."""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+
+from toolkit import draws
+from toolkit.config import TrainConfig
+from toolkit.data.dataset import batches
+from toolkit.sampling import sample
+from toolkit.trainer import Trainer
+
+REPEATS, FEWER = 7, 3
+SLOW = 5.0
+"""Seconds of a step above which it is measured FEWER times."""
+
+
+class Pace(NamedTuple):
+    """Seconds, those of the slowest process."""
+
+    step: float
+    """Of a training step without R1 and R2, its data already loaded."""
+    penalised: float
+    """The same with R1 and R2."""
+    loading: float
+    """Of the data of one step, from the loader alone."""
+    picture: float
+    """Of a picture drawn by the averaged G."""
+
+    def mean_step(self, config: TrainConfig) -> float:
+        """Computation alone, with the penalties at their interval."""
+        return self.step + (self.penalised - self.step) / config.r1_interval
+
+    def total(self, config: TrainConfig, steps: int, checkpoint_seconds: float) -> float:
+        """Of `steps` steps with their samples and checkpoints, by the slower of step and data."""
+        computing = self.mean_step(config)
+        # Loading processes work ahead of the step; without any the step waits for its data.
+        step = max(computing, self.loading) if config.workers else computing + self.loading
+        checkpoints, samples = (steps // every + 1 for every in (config.ckpt_every, config.sample_every))
+        scored = config.score_count if config.score != "none" else 0
+        drawn = self.picture * (samples * config.n_sample + checkpoints * scored)
+        return steps * step + drawn + checkpoints * checkpoint_seconds
+
+
+def measure(trainer: Trainer) -> Pace:
+    """All processes call it, with a trainer for this alone: its weights move. Raises UserError for damaged data."""
+    config = trainer.config
+    loading = _loading(trainer)
+    warm = _step(trainer, 0), _step(trainer, 1), _step(trainer, 1)
+    repeats = FEWER if _slowest(trainer, warm[-1]) > SLOW else REPEATS
+    step = statistics.median(_step(trainer, 1) for _ in range(repeats))
+    lazy = config.r1_interval > 1 and (config.r1_penalty or config.r2_penalty)
+    penalised = statistics.median(_step(trainer, 0) for _ in range(FEWER)) if lazy else step
+    trainer.close()
+    return Pace(*(_slowest(trainer, seconds) for seconds in (step, penalised, loading, _picture(trainer))))
+
+
+def _step(trainer: Trainer, number: int) -> float:
+    """Step number 0 has the penalties, 1 has them where every step has."""
+    trainer.step_number = number
+    trainer.fetch()
+    start = _now(trainer)
+    trainer.step()
+    return _now(trainer) - start
+
+
+def _loading(trainer: Trainer) -> float:
+    """Mean over batches read without a pause, once those that the loading processes had in stock are gone."""
+    config, pin = trainer.config, trainer.device.type == "cuda"
+    stream = batches(trainer.dataset, 0, config.batch, trainer.share, trainer.parts, config.workers, pin)
+    stock = 1 + -(-4 * config.workers // trainer.parts)
+    for _ in range(stock):
+        next(stream)
+    start, read = time.perf_counter(), 0
+    while read < 4 * stock and (read < 2 or time.perf_counter() - start < 3 * SLOW):
+        next(stream)
+        read += 1
+    seconds = (time.perf_counter() - start) / read
+    stream.close()
+    return seconds * config.d_steps
+
+
+def _picture(trainer: Trainer) -> float:
+    config, count = trainer.config, min(trainer.config.n_sample, 32)
+    z, text = draws.sample_noise(list(range(count)), config.z_dim), torch.zeros(count, config.cond_dim)
+    sample(trainer.ema.module, z[:1], text[:1])
+    start = time.perf_counter()
+    sample(trainer.ema.module, z, text)
+    return (time.perf_counter() - start) / count
+
+
+def _now(trainer: Trainer) -> float:
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter()
+
+
+def _slowest(trainer: Trainer, seconds: float) -> float:
+    return float(trainer.accelerator.gather(torch.tensor([seconds], device=trainer.device)).max())
