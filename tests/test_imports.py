@@ -10,22 +10,8 @@ from tests.conftest import REPOSITORY
 
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
-    {
-        "errors",
-        "durable",
-        "layers",
-        "losses",
-        "diffaug",
-        "ema",
-        "draws",
-        "stopping",
-        "phase",
-        "heartbeat",
-        "lock",
-        "probe",
-        "processes",
-    },
-    {"adaptive", "signs", "swd"},
+    {"errors", "durable", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe"},
+    {"adaptive", "signs", "swd", "processes", "heartbeat", "lock"},
     {"monitor"},
     {"command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder", "perceptual"},
     {"text_encoder", "models"},
@@ -33,8 +19,8 @@ LEVELS = [  # a file imports from lower levels only, never from its own
     {"shard_reader", "checkpoint"},
     {"dataset", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},
     {"sampling"},
-    {"sample_grid", "trainer", "plots"},
-    {"reports", "score", "micro_batch"},
+    {"sample_grid", "trainer", "plots", "checkup"},
+    {"reports", "score", "micro_batch", "pace"},
     {"run", "start"},
     {"train", "generate", "doctor"},
 ]

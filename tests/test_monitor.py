@@ -50,6 +50,15 @@ def test_d_steps_go_down_when_d_wins_for_five_lines_and_not_faster():
         ("d_winning", "warning", ""), ("d_winning", "action", "lower_d_steps")}  # fmt: skip
 
 
+def test_only_lines_in_a_row_count_for_a_d_step():
+    log = (
+        lines(3, loss_d=0.03) + lines(1, first=4) + lines(4, first=5, loss_d=0.03) + lines(1, first=9, loss_d=math.nan)
+    )
+    log += lines(4, first=10, loss_d=0.03)
+    found = told(monitor(on_d_winning="lower_d_steps"), [line | {"d_steps": 2} for line in log])
+    assert {action for *_, action in found} == {"", "rollback"}
+
+
 def test_a_probe_counts_until_the_next_but_asks_for_an_end_only_once():
     """Diversity stands in every tenth line only; a run resumed after the stop is judged anew at its next probe."""
     log = lines(40, first=20)
@@ -95,12 +104,26 @@ def test_a_resumed_run_is_judged_as_if_never_interrupted(split):
 
 
 def test_a_rollback_forgets_what_it_took_back():
-    """Lines 11 to 20 belong to an attempt that was given up: they leave no mark on medians nor on the verdict."""
+    """Lines 11 to 40 belong to an attempt that was given up: they leave no mark on medians nor on the verdict."""
     ill = {"grad_norm_d": 5000.0, "loss_d": 2.0, "logit_real": 0.0, "logit_fake": 0.0}
-    watch = monitor(history=lines(10) + lines(10, first=11, **ill) + lines(1, first=21, loss_d=math.nan))
+    watch = monitor(history=lines(10) + lines(30, first=11, **ill) + lines(1, first=41, loss_d=math.nan))
     assert "diverged" in watch.verdict()
-    assert told(watch, lines(5, first=11)) == [] and watch.verdict().startswith("healthy")
-    assert kinds(told(watch, lines(1, first=16, grad_norm_d=850.0))) == {("gradient_jump", "warning", "")}
+    assert told(watch, lines(1, first=11)) == [] and watch.verdict().startswith("healthy")
+    assert kinds(told(watch, lines(1, first=12, grad_norm_d=850.0))) == {("gradient_jump", "warning", "")}
+
+
+def test_a_rollback_between_two_lines_forgets_findings_too():
+    """A gradient that is not finite rolls back without a line that says so."""
+    watch = monitor(history=lines(10) + lines(3, first=11, diversity=0.01))
+    assert "look alike" in watch.verdict()
+    assert told(watch, [_without(lines(1, first=11)[0], "diversity")]) == [] and watch.verdict().startswith("healthy")
+
+
+def test_a_rollback_keeps_what_it_went_back_to():
+    """The five lines that a median of gradient norms needs are those before the checkpoint."""
+    watch = monitor(history=lines(20) + lines(1, first=21, loss_d=math.nan))
+    assert kinds(told(watch, lines(1, first=6, grad_norm_d=850.0))) == {("gradient_jump", "warning", "")}
+    assert told(monitor(history=lines(20)), lines(1, first=5, grad_norm_d=850.0)) == []
 
 
 @pytest.mark.parametrize("missing", HEALTHY)

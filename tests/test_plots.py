@@ -166,3 +166,11 @@ def test_events_need_no_file_and_survive_a_damaged_one(tmp_path: Path):
     assert plots.read_events(tmp_path) == []
     (tmp_path / "events.json").write_text('{"step": 3, "level": "note"}\nnull\n{"step": "x"}\n{"st')
     assert plots.read_events(tmp_path) == [{"step": 3, "level": "note"}]
+
+
+def test_scores_come_from_the_checkpoints(tmp_path):
+    assert plots.read_scores(tmp_path) == []
+    (tmp_path / "best.json").write_text('{"history": [[10, 3.5], [20, null]]}')
+    assert plots.read_scores(tmp_path) == [{"step": 10, "score": 3.5}, {"step": 20, "score": None}]
+    (tmp_path / "best.json").write_text("[1, 2")
+    assert plots.read_scores(tmp_path) == []

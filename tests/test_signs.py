@@ -86,13 +86,15 @@ STATES = [  # (values on top of a healthy run, options, loss, findings of 8 such
     ({"loss_scale": 8.0}, {}, "hinge", {("loss_scale", "warning", "")}),
     ({"loss_scale": 0.5}, {}, "hinge", {("loss_scale", "action", "stop")}),
     ({"skipped": 0.4}, {}, "hinge", {("loss_scale", "warning", "")}),
-    ({"diversity": 0.05}, {}, "hinge", {("collapse", "warning", "")}),
-    ({"diversity": 0.05}, {"on_collapse": "stop"}, "hinge", {("collapse", "action", "stop")}),
+    ({"diversity": 0.03}, {}, "hinge", {("collapse", "warning", "")}),
+    ({"diversity": 0.03}, {"on_collapse": "stop"}, "hinge", {("collapse", "action", "stop")}),
     ({"text_sensitivity": 0.05}, {}, "hinge", {("text_ignored", "warning", "")}),
     ({"real_sign": 0.95}, {}, "hinge", {("d_overfits", "note", "")}),
     ({"real_sign": 1.0}, {}, "relativistic", set()),
     ({"loss_d": 0.7}, {}, "hinge", {("loss_range", "note", "")}),
     ({"loss_g": 2.2}, {}, "hinge", {("loss_range", "note", "")}),
+    ({"loss_d": 4.8, "loss_g": 4.9, "logit_real": 0.1, "logit_fake": -4.8}, {}, "hinge",  # D errs: it is not winning
+     {("loss_range", "note", "")}),
 ]  # fmt: skip
 
 
@@ -133,6 +135,11 @@ def test_the_first_steps_are_not_judged_by_what_every_run_looks_like(values):
     assert {step for step, *_ in told(watch, lines(1, first=10, **values))} == {500}
 
 
+def test_a_median_waits_for_five_lines():
+    log = lines(5, first=100, loss_d=2.0, loss_g=0.0, logit_real=0.0, logit_fake=0.0)
+    assert [(step, name) for step, name, *_ in told(monitor(), log)] == [(5200, "d_blind")]
+
+
 @pytest.mark.parametrize("name", ["diversity", "text_sensitivity", "score"])
 def test_a_measurement_that_failed_is_no_divergence(name):
     assert told(monitor(), lines(15, **{name: math.nan})) == []
@@ -156,3 +163,9 @@ def test_every_finding_is_one_sentence_that_names_flags_that_exist():
         named = set(re.findall(r"--(\w+)", text))
         assert named and named <= flags, text
         assert "\n" not in text and not text.endswith(".") and "; " in text and len(text) < 220, text
+
+
+def test_the_high_losses_of_the_very_first_steps_are_no_warning():
+    watch = monitor()
+    assert kinds(told(watch, [HEALTHY | {"step": 10, "loss_d": 6.5, "loss_d_max": 25.0}])) == {("spike", "note", "")}
+    assert kinds(told(watch, lines(8, first=11, loss_d=6.5))) >= {("spike", "warning", "")}

@@ -13,15 +13,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY
+from tests.running import TINY, run_training
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.run_folder.checkpoint import newest_valid
 from toolkit.run_folder.records import read_log
 from toolkit.trainer import Trainer, frozen
-
-TINY = {"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0, "g_norm": "group"}
 
 
 def trainer(shard_folder: Path, **options) -> Trainer:
@@ -114,39 +112,6 @@ def test_bf16_stays_close_to_fp32_and_r1_is_exact(shard_folder):
     AcceleratorState._reset_state(reset_partial_state=True)
     assert rounded["r1"].item() == pytest.approx(exact["r1"].item(), rel=1e-5)
     assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.05)
-
-
-def run_training(shard_folder: Path, out_dir: Path, *arguments: str, processes: int = 1, code: int = 0) -> str:
-    """toolkit/train.py as users start it, from another folder. Returns stderr."""
-    options = {**TINY, "log_every": 2, "sample_every": 100, "ckpt_every": 100, "r1_interval": 3, "n_sample": 6}
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    launcher = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-    ]  # fmt: skip
-    script = str(REPOSITORY / "toolkit" / "train.py")
-    command = [*launcher, script, *flags, "--data", str(shard_folder), "--out_dir", str(out_dir), *arguments]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=out_dir.parent, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr[-3000:]
-    return done.stderr
-
-
-FILES = ("generator.safetensors", "networks.safetensors", "optimizers.safetensors")
-
-
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(shard_folder, tmp_path):
-    """9 steps against 5 + 4 in a new process, in the middle of an epoch (24 pictures) and between R1 steps."""
-    run_training(shard_folder, tmp_path / "whole", "--iters", "9")
-    run_training(shard_folder, tmp_path / "parts", "--iters", "5")
-    said = run_training(shard_folder, tmp_path / "parts", "--iters", "9", "--workers", "2", "--batch_gpu", "8")
-    assert "resuming from" in said and "at step 5" in said
-    for name in FILES:
-        whole, parts = ((tmp_path / run / "ckpt_0000009" / name).read_bytes() for run in ("whole", "parts"))
-        assert whole == parts, name
-    logs = [(tmp_path / run / "training_log.json").read_text().splitlines() for run in ("whole", "parts")]
-    assert len(logs[0]) == 5 and len(logs[1]) == 6  # the run of 5 logged its last step too
-    for name in ("config.yaml", "reals.png", "sample_0000009.png", "sample_captions.txt", "training_plots.png"):
-        assert (tmp_path / "parts" / name).stat().st_size > 0
 
 
 @pytest.mark.dist

@@ -1,5 +1,6 @@
 """What the doctor can check without training: machine, data, encoder, run folder, trackers, memory."""
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -25,6 +26,7 @@ from toolkit.launch import check_data
 from toolkit.memory import gib
 from toolkit.networks.models import Discriminator, Generator
 from toolkit.run_folder import checkpoint
+from toolkit.run_folder.lock import LOCK_NAME
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 FEW_SAMPLES = 1000
@@ -99,7 +101,7 @@ def open_data(report: Report, config: TrainConfig, processes: int) -> ShardSet |
     report.add(
         OK, "batch",
         f"{config.batch} = {_count(processes, 'process')} x {parts} x {share // parts} pictures; "
-        f"{config.total_steps:,} steps see each sample {epochs:,.3g} times",
+        f"{config.total_steps:,} steps see each sample {epochs:,.1f} times",
     )  # fmt: skip
     return shards
 
@@ -134,6 +136,8 @@ def check_folder(report: Report, config: TrainConfig) -> float:
     except OSError as error:
         report.add(FAIL, "out_dir", f"{folder} cannot be written ({error.strerror}: {place}); choose another --out_dir")
         return math.inf
+    if _in_use(folder):
+        report.add(FAIL, "out_dir", f"{folder} is in use by another run; stop that one or choose another --out_dir")
     report.add(OK, "out_dir", f"{folder} is writable, {speed / 1e6:,.0f} MB/s" + ("" if place == folder else " (new)"))
     size, free = checkpoint_bytes(config), shutil.disk_usage(place).free
     kept = config.keep + 2 if config.keep else -(-config.total_steps // config.ckpt_every) + 1
@@ -152,6 +156,17 @@ def checkpoint_bytes(config: TrainConfig) -> int:
         weights = [[*kind(config).parameters()] for kind in (Generator, Discriminator)]
     g, d = (4 * sum(weight.numel() for weight in of) for of in weights)
     return g + 3 * (g + d)
+
+
+def check_score(report: Report, config: TrainConfig) -> None:
+    """What the first checkpoint's score needs, hours after the start."""
+    weights = config.score_weights
+    if config.score == "fid" and weights is None:
+        report.add(
+            WARN, "score", "fid downloads Inception at the first checkpoint; without network --score_weights FILE"
+        )
+    elif config.score == "fid" and not Path(weights).is_file():
+        report.add(FAIL, "score", f"no Inception weights at {weights}; correct --score_weights or pass --score swd")
 
 
 def check_trackers(report: Report, config: TrainConfig) -> None:
@@ -196,6 +211,21 @@ def _write_speed(place: Path) -> float:
         file.flush()
         os.fsync(file.fileno())
         return PROBE_BYTES / (time.perf_counter() - start)
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a run holds the folder's lock (run_folder/lock.py). Asking changes nothing."""
+    path = folder / LOCK_NAME
+    if not path.is_file():
+        return False
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
 
 
 def _wandb_key() -> bool:

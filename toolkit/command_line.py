@@ -102,7 +102,7 @@ def _bare_switches(arguments: list[str], cls: type) -> list[str]:
     following = [*arguments[1:], ""]
     return [
         f"{argument}=true" if argument in switches and after.lower() not in values else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in zip(arguments, following, strict=False)  # no arguments: one more of the latter
     ]
 
 

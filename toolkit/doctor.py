@@ -20,6 +20,7 @@ from toolkit.checkup import (
     check_folder,
     check_machine,
     check_memory,
+    check_score,
     check_trackers,
     checkpoint_bytes,
     open_data,
@@ -60,6 +61,7 @@ def examine(report: Report, config: TrainConfig, accelerator) -> str:
         check_memory(report, config, accelerator)
     # One process after the other would be right for shared disks, but the main one's answer is what counts.
     speed = check_folder(report, config) if accelerator.is_main_process else 1.0
+    check_score(report, config)
     check_trackers(report, config)
     start = find_start(report, config)
     if anywhere(accelerator, bool(report.of(FAIL))):
@@ -119,13 +121,15 @@ def find_start(report: Report, config: TrainConfig) -> Path | None:
 
 
 def time_it(report: Report, trainer: Trainer, speed: float) -> str:
-    """Steps and data of a scratch trainer. Returns what the whole run takes, at `speed` bytes per second to the disk."""
+    """Steps and data of a scratch trainer. Returns how long the run takes; `speed`: bytes per second to the disk."""
     config, accelerator = trainer.config, trainer.accelerator
     left = max(0, config.total_steps - trainer.step_number)
     if config.batch_gpu == "auto":
         found = largest_micro_batch(trainer, config.batch // accelerator.num_processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
         report.add(OK, "batch_gpu", f"auto: {found} pictures at once")
+    if report.shown:
+        print("doctor: timing data and steps ...", file=sys.stderr, flush=True)
     pace = measure(trainer)
     describe_pace(report, config, pace, accelerator)
     if left == 0:

@@ -31,8 +31,8 @@ class WatchOptions:
     watch_norm: float = 100.0
     """Gradient norm above this many times its median over the last 200 log lines: a warning."""
     watch_scale: float = 16.0
-    """fp16 loss scale below this: a warning. Below 1 the run ends."""
-    watch_diversity: float = 0.1
+    """fp16 loss scale below this: a warning. Below 1 training has diverged."""
+    watch_diversity: float = 0.05
     """Pictures of one prompt and different noise differ by less than this share of what real pictures differ by:
     mode collapse."""
     watch_text: float = 0.1
@@ -96,7 +96,6 @@ class Monitor:
         if end is not None:
             self._active, self._winning = {end.name: end}, 0
             return [end]
-        self._active.pop("diverged", None)
         settled = finite["step"] >= self.options.watch_after
         self._judge(Reading(finite, list(self._lines), self.options, self.loss, SCALES[self.loss], settled))
         self._lines.append(finite)

@@ -12,9 +12,9 @@ from toolkit.data.dataset import batches
 from toolkit.sampling import sample
 from toolkit.trainer import Trainer
 
-REPEATS, FEWER = 7, 3
+REPEATS, REPEATS_PENALISED = 7, 3
 SLOW = 5.0
-"""Seconds of a step above which it is measured FEWER times."""
+"""Seconds of the first step above which nothing is repeated: that it warms up no longer matters."""
 
 
 class Pace(NamedTuple):
@@ -31,7 +31,7 @@ class Pace(NamedTuple):
 
     def mean_step(self, config: TrainConfig) -> float:
         """Computation alone, with the penalties at their interval."""
-        return self.step + (self.penalised - self.step) / config.r1_interval
+        return self.step + max(0.0, self.penalised - self.step) / config.r1_interval
 
     def total(self, config: TrainConfig, steps: int, checkpoint_seconds: float) -> float:
         """Of `steps` steps with their samples and checkpoints, by the slower of step and data."""
@@ -48,11 +48,13 @@ def measure(trainer: Trainer) -> Pace:
     """All processes call it, with a trainer for this alone: its weights move. Raises UserError for damaged data."""
     config = trainer.config
     loading = _loading(trainer)
-    warm = _step(trainer, 0), _step(trainer, 1), _step(trainer, 1)
-    repeats = FEWER if _slowest(trainer, warm[-1]) > SLOW else REPEATS
-    step = statistics.median(_step(trainer, 1) for _ in range(repeats))
     lazy = config.r1_interval > 1 and (config.r1_penalty or config.r2_penalty)
-    penalised = statistics.median(_step(trainer, 0) for _ in range(FEWER)) if lazy else step
+    first, second = _step(trainer, 0), _step(trainer, 1)
+    if _slowest(trainer, first) > SLOW:
+        step, penalised = second, first if lazy else second
+    else:
+        step = statistics.median(_step(trainer, 1) for _ in range(REPEATS))
+        penalised = statistics.median(_step(trainer, 0) for _ in range(REPEATS_PENALISED)) if lazy else step
     trainer.close()
     return Pace(*(_slowest(trainer, seconds) for seconds in (step, penalised, loading, _picture(trainer))))
 

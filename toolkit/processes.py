@@ -51,14 +51,6 @@ class Processes:
         if code:
             raise FAILURES[code - 1]("stopped, because the main process could not go on (its message says why)")
 
-    def from_main(self, values: list[float]) -> list[float]:
-        """The main process's values. All call it, with lists of one length."""
-        if self._group is None:
-            return values
-        shared = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.broadcast(shared, 0, group=self._group)
-        return shared.tolist()
-
     def equal(self, fingerprint: Tensor) -> list[int]:
         """The processes whose int64 fingerprint differs from the main one's. All call it."""
         if self._group is None:

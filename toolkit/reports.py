@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.command_line import dump
 from toolkit.durable import write_whole
+from toolkit.errors import UserError
 from toolkit.monitor import Monitor
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.best import BestCheckpoint
@@ -32,13 +33,19 @@ class Reports:
         self.trainer, self.config, self.main, self.score = trainer, trainer.config, main, score
         self.folder = Path(self.config.out_dir)
         self.best: BestCheckpoint | None = None
+        self._judged = -1
         self.progress = Progress(self.config.total_steps, trainer.step_number, shown=main)
         if not main:
             return
-        write_whole(self.folder / "config.yaml", dump(self.config).encode())
         self.grid = SampleGrid(trainer.shards, self.config)
-        self.grid.write_reals(self.folder)
-        self.log = TrainingLog(self.folder, trainer.step_number, trainer.rollbacks)
+        try:
+            write_whole(self.folder / "config.yaml", dump(self.config).encode())
+            self.grid.write_reals(self.folder)
+            self.log = TrainingLog(self.folder, trainer.step_number, trainer.rollbacks)
+        except OSError as error:
+            raise UserError(
+                f"out_dir {self.folder} cannot be written ({error.strerror}); make room or choose another --out_dir"
+            ) from None
         self.monitor = Monitor(self.config, self.config.loss, self.log.kept)
         settings = dataclasses.asdict(self.config)
         self.trackers = Trackers(self.config, settings, trainer.wandb_run_id, trainer.step_number)
@@ -55,7 +62,14 @@ class Reports:
                 self.trackers.alert(name, text)
 
     def verdict(self) -> None:
-        if self.main:
+        """The plots so far, and the run's health in a sentence."""
+        if self.main and self._judged != self.trainer.step_number:
+            self._judged = self.trainer.step_number
+            try:
+                if plots := plot_training(self.folder):
+                    self.trackers.log_picture("plots", plots, self.trainer.step_number)
+            except OSError as error:
+                self.say("warning", "not_written", f"plots could not be written ({error.strerror})")
             self.say("note", "verdict", self.monitor.verdict())
 
     def line(self, line: dict) -> tuple[str, str]:
@@ -72,7 +86,7 @@ class Reports:
         return max(asked, key=lambda pair: ACTIONS.index(pair[0]), default=("", ""))
 
     def samples(self) -> list[float]:
-        """Draw the grid of fixed prompts and the plots. Returns [diversity, text sensitivity], NaN where unknown.
+        """Draw the grid of fixed prompts. Returns [diversity, text sensitivity], NaN where unknown.
 
         A full disk costs a picture, not the run.
         """
@@ -81,10 +95,8 @@ class Reports:
         step, pictures = self.trainer.step_number, self.grid.draw(self.trainer.ema)
         try:
             self.trackers.log_picture("samples", self.grid.write(pictures, self.folder, step), step)
-            if plots := plot_training(self.folder):
-                self.trackers.log_picture("plots", plots, step)
         except OSError as error:
-            self.say("warning", "not_written", f"samples or plots could not be written ({error.strerror})")
+            self.say("warning", "not_written", f"samples could not be written ({error.strerror})")
         return [math.nan if value is None else value for value in probe(*self.grid.arrange(pictures))]
 
     def write_checkpoint(self) -> None:
@@ -92,14 +104,15 @@ class Reports:
         path = checkpoint.save(self.folder, take_snapshot(self.trainer), self.config.keep, best)
         self.progress.say(f"saved {path}")
 
-    def rate(self) -> list[float]:
-        """Score the checkpoint just saved. Returns [score, scores since the last gain]."""
+    def rate(self) -> int:
+        """Score the checkpoint just saved. Returns how many scores came since the last gain."""
         if not self.main:
-            return [0.0, 0.0]
+            return 0
         step = self.trainer.step_number
         value = self.score(self.trainer, self.folder / checkpoint.checkpoint_name(step))
         self.say("note", "score", self.best.add(step, value))
-        return [value, float(self.best.without_gain)]
+        self.trackers.log({"step": step, "score": value})
+        return self.best.without_gain
 
     def close(self) -> None:
         self.progress.close()

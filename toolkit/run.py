@@ -74,13 +74,13 @@ class Run:
             self._sample()
         if self._due(self.config.log_every) or self._due(self.config.ckpt_every):
             self._act(*self._log())  # before saving too: what has diverged must not become the newest checkpoint
-        if sampled:
-            self.reports.verdict()
         if self._due(self.config.check_ranks_every):
             self._check_ranks()
         if self._due(self.config.ckpt_every):
             self._save()
             self._rate()
+        if sampled:
+            self.reports.verdict()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.trainer.step_number % every == 0
@@ -153,9 +153,9 @@ class Run:
         """Score the checkpoint just saved; end the run if the last `patience` scores brought no gain."""
         if self.reports.score is None or self.saved_step != self.trainer.step_number:
             return
-        self.measured["score"], without_gain = self.processes.from_main(self.reports.rate())
+        without_gain = self.processes.largest(self.reports.rate())
         if self.config.patience and without_gain >= self.config.patience:
-            self.reason = f"the last {int(without_gain)} scores brought no gain (--patience {self.config.patience})"
+            self.reason = f"the last {without_gain} scores brought no gain (--patience {self.config.patience})"
 
     def _roll_back(self, error: Diverged) -> None:
         """Back to the last good checkpoint, with lower learning rates and over other pictures. Raises Diverged."""
@@ -192,15 +192,15 @@ class Run:
         return found
 
     def _finish(self) -> None:
+        if not self.request and self.sampled_step != self.trainer.step_number:
+            self._sample()
         if self.window.steps:
             self._act(*self._log())
         if self.saved_step != self.trainer.step_number:
             self._save(last=True)
             if not self.request:
                 self._rate()
-        if not self.request and self.sampled_step != self.trainer.step_number:
-            self._sample()
-            self.reports.verdict()
+        self.reports.verdict()
         if self.processes.main:
             (self.folder / stopping.STOP_FILE).unlink(missing_ok=True)
             heartbeat.remove(self.folder)

@@ -118,6 +118,8 @@ def _spike(now: Reading) -> Finding | None:
     limit, peak = now.options.watch_spike, largest(now.line, "", "_max")
     if peak <= limit:
         return None
+    if not now.recent:
+        return Finding("spike", "note", f"a loss was {peak:.3g} in the first steps, before D had found its level")
     spikes = sum(largest(line, "", "_max") > limit for line in [*now.recent[1 - WINDOW :], now.line])
     if spikes >= 3 or largest(now.line, "") > limit:
         advice = "try --grad_clip 1, or lower --lr_g and --lr_d"

@@ -5,6 +5,7 @@ the batches are the same for any number of processes and workers.
 """
 
 import signal
+import threading
 from collections.abc import Generator, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import signal_handling
 
 from toolkit import draws
 from toolkit.data.decoding import decode_picture
@@ -22,6 +24,8 @@ from toolkit.errors import UserError
 MISMATCH_TRIES = 16
 """Draws for a caption that differs; with two captions in equal parts the chance to find none is 2^-16."""
 SAME_TEXT_COSINE = 0.999
+GRACE = 2.0
+"""Seconds for data workers to end by themselves."""
 
 
 class Item(NamedTuple):
@@ -137,8 +141,23 @@ def batches(
     except UserError as error:  # a worker's error carries its whole traceback as its message
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("toolkit.errors.UserError: ")) from None
     finally:
-        if workers:  # now and not at the interpreter's exit, which would wait for workers deaf to its signal
-            iterator._shutdown_workers()
+        if workers:
+            _end_workers(iterator)
+
+
+def _end_workers(iterator) -> None:
+    """Now and not at the interpreter's exit, which would wait for workers deaf to its signal.
+
+    Those in a read that does not end are killed: a run that was told to stop has seconds to save.
+    """
+    late = threading.Timer(GRACE, lambda: [worker.kill() for worker in iterator._workers])
+    signal_handling._remove_worker_pids(id(iterator))  # or torch raises in the main thread when one is killed
+    iterator._worker_pids_set = False
+    late.start()
+    try:
+        iterator._shutdown_workers()
+    finally:
+        late.cancel()
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

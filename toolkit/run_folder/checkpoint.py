@@ -8,6 +8,7 @@ ckpt_0010000/
     manifest.json            size and SHA-256 of the files above, written last
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -84,7 +85,8 @@ def save(run: Path, snapshot: Snapshot, keep: int, best: int | None = None) -> P
         flush_to_disk(run)
         shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(staged, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            tidy(run)  # also brings back the same step's earlier save, if it was already set aside
         raise NotSaved(f"cannot save {final}: {error}; earlier checkpoints are untouched") from None
     _prune(run, keep, snapshot.generator.step, best)
     return final

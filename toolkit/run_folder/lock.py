@@ -33,9 +33,12 @@ class RunLock:
                     f"out_dir {run} is in use by {self._holder()}; stop that run or choose another --out_dir"
                 )
             time.sleep(0.5)
-        self._file.truncate(0)
-        self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}))
-        self._file.flush()
+        about = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()})
+        try:
+            self._file.truncate(0)
+            os.write(self._file.fileno(), about.encode())  # nothing stays buffered, which would fail again on closing
+        except OSError as error:
+            raise UserError(f"out_dir {run} is not writable ({error.strerror}); choose another --out_dir") from None
 
     def _try(self) -> bool:
         try:
@@ -51,7 +54,7 @@ class RunLock:
         try:
             about = json.loads(self._file.read())
             return f"another run (process {about['pid']} on {about['host']}, since {about['since']})"
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             return "another run"
 
     def release(self) -> None:

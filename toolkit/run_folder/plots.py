@@ -1,10 +1,11 @@
-"""training_plots.png from training_log.json and events.json."""
+"""training_plots.png from training_log.json, best.json and events.json."""
 
 import json
 import math
 from pathlib import Path
 from typing import NamedTuple
 
+from toolkit.run_folder.best import BEST
 from toolkit.run_folder.records import read_log
 
 
@@ -48,9 +49,9 @@ def plot_training(run: Path) -> Path | None:
     stands where it ended. None and values that are not finite are gaps. Axes show the bulk of the values: peaks
     beyond are cut off and named. Warnings and actions of events.json are marked on the losses.
     """
-    lines = read_log(run)
+    lines, scores = read_log(run), read_scores(run)
     kept, abandoned = split_attempts(lines)
-    panels = [panel for panel in PANELS if _has_data(panel, lines)]
+    panels = [panel for panel in PANELS if lines and _has_data(panel, lines + scores)]
     if not panels:
         return None
     from matplotlib.figure import Figure  # half a second of import, only when something is drawn
@@ -60,7 +61,7 @@ def plot_training(run: Path) -> Path | None:
     figure = Figure(figsize=(5 * columns, 3.75 * rows), layout="constrained")
     for number, panel in enumerate(panels, start=1):
         axis = figure.add_subplot(rows, columns, number)
-        _draw(axis, panel, kept, abandoned)
+        _draw(axis, panel, kept + scores, abandoned)
         axis.set_xlim(-0.02 * last, 1.02 * last)
         events = [event for event in read_events(run) if event.get("level") in COLOURS and panel.title == "losses"]
         _mark_events(axis, events)
@@ -110,6 +111,15 @@ def _without_peaks(values: list[float], times: float, least: float) -> tuple[flo
     bulk = [value for value in ordered if low - 2 * width <= value <= high + 2 * width]
     air = 0.05 * max(bulk[-1] - bulk[0], width)
     return bulk[0] - air, bulk[-1] + air
+
+
+def read_scores(run: Path) -> list[dict]:
+    """Step and score of each checkpoint in best.json; none without the file or if it is damaged."""
+    try:
+        history = json.loads((run / BEST).read_text(encoding="utf-8"))["history"]
+        return [{"step": int(step), "score": value} for step, value in history]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def read_events(run: Path) -> list[dict]:

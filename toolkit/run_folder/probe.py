@@ -47,9 +47,8 @@ def layout(pictures: Tensor) -> Tensor:
 
 
 def _mean_distance(groups: Tensor) -> float | None:
-    """[groups, N, F] -> mean root-mean-square difference over the pairs in each group; None for N = 1."""
-    count, width = groups.shape[1:]
-    if count == 1:
+    """[groups, N, F] -> mean Euclidean distance over the pairs in each group; None for N = 1."""
+    if groups.shape[1] == 1:
         return None
     distances = [F.pdist(group) for group in groups]
-    return sum(d.sum().item() for d in distances) / sum(len(d) for d in distances) / width**0.5
+    return sum(d.sum().item() for d in distances) / sum(len(d) for d in distances)

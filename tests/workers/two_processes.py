@@ -1,0 +1,215 @@
+"""What two processes compute, one scenario after the other: torchrun ... two_processes.py SHARDS ODD_SHARDS OUT.
+
+Each process writes OUT/rank_K.json and OUT/rank_K.safetensors; tests/test_distributed.py compares them with each other
+and with one process. One start serves all scenarios, for a start takes longer than any of them.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.running import QUIET
+from toolkit import launch, start
+from toolkit.config import TrainConfig
+from toolkit.data.shard_reader import ShardSet
+from toolkit.errors import Diverged, NotSaved, UserError
+from toolkit.processes import Processes
+from toolkit.run import Run
+from toolkit.trainer import Trainer
+
+STILL = {"lr_g": 1e-9, "lr_d": 1e-9, "r1_interval": 1}
+"""So small that G's gradient does not depend on how D's step rounded."""
+LOSSES = {
+    "plain": {"r1_penalty": 0.0},
+    "r1": {"r1_penalty": 1.0},
+    "r1 and r2": {"r1_penalty": 1.0, "r2_penalty": 0.5},
+    "lecam": {"r1_penalty": 0.0, "lecam": 0.3, "mismatch_weight": 0.0},
+    "relativistic": {"r1_penalty": 1.0, "r2_penalty": 1.0, "loss": "relativistic"},
+    "nonsaturating": {"loss": "nonsaturating", "d_steps": 2, "augment_p": 0.5},
+}
+EVERYTHING = {"r2_penalty": 0.5, "lecam": 0.1, "d_steps": 2, "adaptive_augment": True, "adaptive_r1": True,
+              "ada_kimg": 0.5, "r1_interval": 4, "grad_clip": 1.0}  # fmt: skip
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """With beta1 = 0 Adam's first moment is the last gradient itself."""
+    states = {name: phase.optimizer.state_dict()["state"] for name, phase in trainer.phases.items()}
+    return {f"{name}.{i}": moments["exp_avg"] for name, state in states.items() for i, moments in state.items()}
+
+
+def after_two_steps(trainer: Trainer) -> dict[str, torch.Tensor]:
+    for _ in range(2):
+        trainer.step()
+    trainer.close()
+    return gradients(trainer) | {"anchors": trainer.adaptive.anchors}
+
+
+def digests(trainer: Trainer) -> dict[str, str]:
+    """SHA-256 of the bytes of each network and optimizer."""
+    states = {"G": trainer.unwrap(trainer.G).state_dict(), "D": trainer.unwrap(trainer.D).state_dict(),
+              "EMA": trainer.ema.module.state_dict()}  # fmt: skip
+    for name, phase in trainer.phases.items():
+        moments = phase.optimizer.state_dict()["state"]
+        states[f"Adam {name}"] = {f"{i}.{key}": value for i in moments for key, value in moments[i].items()}
+    return {
+        name: hashlib.sha256(b"".join(state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
+        for name, state in states.items()
+    }
+
+
+class Scenarios:
+    def __init__(self, shards: Path, odd_shards: Path, out: Path) -> None:
+        self.shards, self.odd_shards, self.out = shards, odd_shards, out
+        self.accelerator = launch.start_accelerator(TrainConfig(timeout=120))
+        self.processes = Processes(self.accelerator, 120)
+        self.rank = self.processes.index
+        self.facts: dict[str, object] = {"world": self.processes.count}
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def trainer(self, shards: Path | None = None, **options) -> Trainer:
+        folder = shards or self.shards
+        config = TrainConfig(**{"data": str(folder), "r1_interval": 3, **QUIET, **options})
+        return Trainer(config, self.accelerator, ShardSet(folder))
+
+    def run(self, name: str, **options) -> Run:
+        """As toolkit.train makes it, resuming what is there."""
+        trainer = self.trainer(out_dir=str(self.out / name), **options)
+        begin = start.open_run_folder(trainer.config, self.processes)
+        if begin.checkpoint:
+            trainer.resume(begin.checkpoint)
+        return Run(trainer, self.processes, None)
+
+    def compare_gradients(self) -> None:
+        for name, options in LOSSES.items():
+            for parts in (1, 2):
+                found = after_two_steps(self.trainer(**STILL, **options, batch_gpu=4 // parts))
+                self.tensors |= {f"{name}/{parts}/{key}": value.clone() for key, value in found.items()}
+
+    def stay_together(self) -> None:
+        for norm, pictures in (("group", 2), ("batch", 4)):
+            trainer = self.trainer(**EVERYTHING, g_norm=norm, batch_gpu=pictures)
+            seen = set()
+            for _ in range(20):
+                trainer.fetch()
+                seen |= {row for part in trainer._fetched for batch in part for row in range(8)[batch.rows]}
+                trainer.step()
+            trainer.average_statistics()
+            trainer.close()
+            self.facts[f"digests {norm}"], self.facts["rows"] = digests(trainer), sorted(seen)
+            self.facts["adaptive"] = trainer.adaptive.state()
+
+    def drift(self) -> None:
+        run = self.run("drift", iters=20, check_ranks_every=4)
+        trainer, step = run.trainer, run.trainer.step
+
+        def drifting():
+            stats = step()
+            if trainer.step_number == 3 and self.rank == 1:
+                with torch.no_grad():
+                    trainer.phases["D"].parameters[0].view(-1)[0] += 1e-6
+            return stats
+
+        trainer.step = drifting
+        self.facts["drift"] = self.failure(run)
+
+    def nan_on_one_rank(self) -> None:
+        run = self.run("nan", iters=20, on_divergence="stop")
+        trainer, augment, step = run.trainer, run.trainer.augment, run.trainer.step
+
+        def poisoned(images, purpose, batch, noise):
+            images = augment(images, purpose, batch, noise)
+            here = trainer.step_number == 6 and self.rank == 1 and purpose == "augment real"
+            return images * float("nan") if here else images
+
+        def remembering():
+            if trainer.step_number == 6:
+                self.before = {name: phase.network.state_dict() for name, phase in trainer.phases.items()}
+                self.before = {n: {k: v.clone() for k, v in state.items()} for n, state in self.before.items()}
+            return step()
+
+        trainer.augment, trainer.step = poisoned, remembering
+        self.facts["nan"] = self.failure(run)
+        self.facts["nan step"] = trainer.step_number
+        self.facts["nan moved"] = [
+            f"{name}.{key}"
+            for name, phase in trainer.phases.items()
+            for key, value in phase.network.named_parameters()
+            if not torch.equal(value, self.before[name][key])
+        ]
+
+    def failure(self, run: Run) -> list[str]:
+        try:
+            run.fit()
+        except UserError as error:
+            return [type(error).__name__, str(error)]
+        return []
+
+    def signal_to_one(self) -> None:
+        """'whole' is the same training undisturbed; test_launch.py makes it a third time, with a killed process."""
+        self.run("whole", iters=8).fit()
+        run = self.run("signalled", iters=8)
+        loss = run.trainer.generator_loss
+
+        def signalled(batch, noise):
+            if run.trainer.step_number == 3 and self.rank == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return loss(batch, noise)
+
+        run.trainer.generator_loss = signalled
+        run.fit()
+        self.facts["request"] = [run.request, run.trainer.step_number]
+        again = self.run("signalled", iters=8)
+        self.facts["resumed at"] = again.trainer.step_number
+        again.fit()
+
+    def odd_sizes(self) -> None:
+        run = self.run("odd", shards=self.odd_shards, iters=5, batch=4, workers=3)
+        run.fit()
+        self.facts["odd"] = [run.trainer.step_number, run.trainer.position]
+
+    def exchange(self) -> None:
+        """Processes: the main one's failure is everybody's, of the same kind."""
+        processes, kinds = self.processes, (UserError, NotSaved, Diverged)
+        self.facts["largest"] = processes.largest(7 if self.rank == 1 else 3)
+        self.facts["from main"] = processes.from_main([1.5, 2.0] if self.rank == 0 else [0.0, 0.0])
+        self.facts["equal"] = processes.equal(torch.tensor([1, self.rank]))
+        self.facts["failures"] = []
+        for kind in (*kinds, None):
+
+            def fail(kind=kind):
+                if kind:
+                    raise kind("the disk is full")
+
+            try:
+                processes.on_main(fail)
+                self.facts["failures"].append("")
+            except UserError as error:
+                self.facts["failures"].append(f"{type(error).__name__}: {error}")
+        try:
+            self.trainer(sync_bn=True, g_norm="batch")
+        except UserError as error:
+            self.facts["sync_bn"] = str(error)
+
+    def write(self) -> None:
+        (self.out / f"rank_{self.rank}.json").write_text(json.dumps(self.facts))
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()},
+                  self.out / f"rank_{self.rank}.safetensors")  # fmt: skip
+
+
+def main() -> None:
+    scenarios = Scenarios(*map(Path, sys.argv[1:4]))
+    for scenario in ("compare_gradients", "stay_together", "exchange", "signal_to_one", "odd_sizes", "drift",
+                     "nan_on_one_rank"):  # fmt: skip
+        getattr(scenarios, scenario)()
+    scenarios.write()
+    scenarios.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
