@@ -145,6 +145,7 @@ def test_the_best_checkpoint_is_found_by_its_name(tmp_path):
         best.best_checkpoint(tmp_path)
     (tmp_path / "ckpt_0000200").mkdir()
     assert best.best_checkpoint(tmp_path) == tmp_path / "ckpt_0000200"
-    (tmp_path / "best.json").write_text('{"checkpoint": "../../elsewhere"}')
-    with pytest.raises(UserError, match="names no checkpoint"):
-        best.best_checkpoint(tmp_path)
+    for name in ('"../../elsewhere"', '".."', '""', "null", "[]"):
+        (tmp_path / "best.json").write_text(f'{{"checkpoint": {name}}}')
+        with pytest.raises(UserError, match="names no checkpoint"):
+            best.best_checkpoint(tmp_path)

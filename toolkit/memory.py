@@ -166,7 +166,7 @@ class _Rehearsal:
         self.D.requires_grad_(False)
         with self.autocast():
             fake = self.G(torch.zeros(pictures, config.z_dim), text).float()
-            verdict = self.D(self._augmented(fake), text)
+            verdict = self.D(self._augmented(fake), text, features=config.feature_matching > 0)
         loss = losses.generator_loss(verdict.logits.float(), verdict.logits.detach().float(), config.loss).mean()
         if config.feature_matching:
             features = tuple(map.float() for map in verdict.features)

@@ -161,6 +161,7 @@ class Run:
         """Back to the last good checkpoint, with lower learning rates and over other pictures. Raises Diverged."""
         trainer, config = self.trainer, self.config
         if config.on_divergence == "stop" or trainer.rollbacks >= config.max_rollbacks:
+            self.reports.verdict()
             tried = f" after {trainer.rollbacks} rollbacks" if trainer.rollbacks else ""
             raise Diverged(
                 f"training diverged{tried}: {error}. Checkpoints are untouched; see README, 'When it diverges'"

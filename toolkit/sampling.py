@@ -25,12 +25,13 @@ class TrainedGenerator:
 
     def __init__(self, file: GeneratorFile, name: str, device: str | torch.device = "cpu") -> None:
         self.config, self.identity, self.step, self.name = file.config, file.identity, file.step, name
-        self.network = Generator(file.config)
+        with torch.device("meta"):  # takes no memory, whatever a config promises that the file does not hold
+            self.network = Generator(file.config)
         try:
-            self.network.load_state_dict(file.tensors)
+            self.network.load_state_dict(file.tensors, assign=True)
         except RuntimeError as error:
             raise UserError(f"{name}: the weights do not fit their config ({str(error).splitlines()[0]})") from None
-        self.network.eval().requires_grad_(False).to(device)
+        self.network.eval().requires_grad_(False).float().to(device)
 
     def sample(self, text: Tensor, seeds: list[int], batch: int = 32) -> Tensor:
         """text [N, cond_dim] unit length, N seeds -> uint8 [N, 3, R, R] on the CPU; picture i depends on row i only."""

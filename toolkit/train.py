@@ -2,6 +2,8 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from toolkit import memory, stopping
@@ -10,6 +12,7 @@ from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.launch import check_data, start_accelerator
+from toolkit.micro_batch import largest_micro_batch
 from toolkit.networks.models import Discriminator, Generator, count_parameters
 from toolkit.processes import Processes
 from toolkit.reports import Score
@@ -34,21 +37,22 @@ def main(config: TrainConfig) -> None:
     accelerator = start_accelerator(config)
     processes = Processes(accelerator, config.timeout)
     start = open_run_folder(config, processes)
+    tell = partial(print, file=sys.stderr) if processes.main else lambda line: None
     try:
         trainer = Trainer(config, accelerator, shards)
         if start.checkpoint is not None:
             changed = trainer.resume(start.checkpoint)
-            accelerator.print(f"resuming from {start.checkpoint} at step {trainer.step_number:,}", file=sys.stderr)
+            tell(f"resuming from {start.checkpoint} at step {trainer.step_number:,}")
             for line in changed:
-                accelerator.print(f"changed since then: {line}", file=sys.stderr)
-        show_memory(trainer)
+                tell(f"changed since then: {line}")
+        show_memory(trainer, tell)
         this = Run(trainer, processes, score)
         this.fit()
     except RuntimeError as error:
         if memory.is_out_of_memory(error):
             raise UserError(memory.explain_out_of_memory(config, accelerator.device)) from None
         raise
-    accelerator.print(describe_end(this), file=sys.stderr)
+    tell(describe_end(this))
     accelerator.end_training()
     if this.request:
         sys.exit(stopping.exit_code(this.request))
@@ -56,15 +60,14 @@ def main(config: TrainConfig) -> None:
         raise this.reason
 
 
-def show_memory(trainer: Trainer) -> None:
-    """Print the estimate; with batch_gpu 'auto', find what fits first."""
+def show_memory(trainer: Trainer, tell: Callable[[str], None]) -> None:
+    """Tell the estimate; with batch_gpu 'auto', find what fits first."""
     config, processes = trainer.config, trainer.accelerator.num_processes
     if config.batch_gpu == "auto":
-        found = memory.largest_micro_batch(trainer, config.batch // processes)
+        found = largest_micro_batch(trainer, config.batch // processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
-        trainer.accelerator.print(f"batch_gpu auto: {found} pictures at once, {trainer.parts} times", file=sys.stderr)
-    estimate = memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision)
-    trainer.accelerator.print(estimate.describe(), file=sys.stderr)
+        tell(f"batch_gpu auto: {found} pictures at once, {trainer.parts} times")
+    tell(memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision).describe())
 
 
 def choose_score(config: TrainConfig, shards: ShardSet) -> Score | None:

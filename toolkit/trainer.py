@@ -158,14 +158,16 @@ class Trainer:
         """Adversarial term on augmented pictures, and the options: feature matching, perceptual distance."""
         config = self.config
         fake = self.G(self.z("z for G", batch, noise), batch.text)
-        on_fake = self.D(self.augment(fake, "augment for G", batch, noise), batch.text)
+        matching = config.feature_matching > 0
+        on_fake = self.D(self.augment(fake, "augment for G", batch, noise), batch.text, features=matching)
         on_real = None
-        if config.feature_matching or config.loss == "relativistic":
+        if matching or config.loss == "relativistic":
             with torch.no_grad():
-                on_real = self.D(self.augment(to_float(batch.pictures), "augment real", batch, noise), batch.text)
+                real = self.augment(to_float(batch.pictures), "augment real", batch, noise)
+                on_real = self.D(real, batch.text, features=matching)
         loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss).mean()
         stats = {"loss_g": loss}
-        if config.feature_matching:
+        if matching:
             stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
             loss = loss + config.feature_matching * stats["feature_matching"]
         if self.perceptual:

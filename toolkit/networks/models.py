@@ -54,7 +54,7 @@ class Verdict(NamedTuple):
     mismatched: Tensor | None
     """[N, d_scales] for the same pictures with the mismatched captions, if given."""
     features: tuple[Tensor, ...]
-    """Feature maps of every block and scale, for feature matching."""
+    """Feature maps of every block and scale if asked for, else (). Accelerate copies half-precision outputs to fp32."""
 
 
 class ScaleDiscriminator(nn.Module):
@@ -110,25 +110,32 @@ class Discriminator(nn.Module):
         hold_spectral_norms(self)
         return self
 
-    def forward(self, images: Tensor, text: Tensor, mismatched: Tensor | None = None, fp32: bool = False) -> Verdict:
-        """images [N, 3, R, R] in [-1, 1], text and mismatched [N, cond_dim] unit length.
+    def forward(
+        self,
+        images: Tensor,
+        text: Tensor,
+        mismatched: Tensor | None = None,
+        fp32: bool = False,
+        features: bool = False,
+    ) -> Verdict:
+        """images [N, 3, R, R] in [-1, 1], text and mismatched [N, cond_dim] unit length; `features` returns those too.
 
         `fp32` leaves autocast from within: around a network prepared by Accelerate that would have no effect, and R1
         in half precision overflows.
         """
         if fp32:
             with torch.autocast(images.device.type, enabled=False):
-                return self._judge(images.float(), text, mismatched)
-        return self._judge(images, text, mismatched)
+                return self._judge(images.float(), text, mismatched, features)
+        return self._judge(images, text, mismatched, features)
 
-    def _judge(self, images: Tensor, text: Tensor, mismatched: Tensor | None) -> Verdict:
+    def _judge(self, images: Tensor, text: Tensor, mismatched: Tensor | None, with_features: bool) -> Verdict:
         # The picture's features serve both captions: the second costs next to nothing.
         texts = torch.stack([text] if mismatched is None else [text, mismatched])
         logits, features = [], []
         for k, scale in enumerate(self.scales):
             pooled, maps = scale(F.avg_pool2d(images, 2**k) if k else images)
             logits.append(scale.logits(pooled, texts))
-            features += maps
+            features += maps if with_features else []
         by_caption = torch.stack(logits, dim=2)
         return Verdict(by_caption[0], None if mismatched is None else by_caption[1], tuple(features))
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from toolkit.durable import write_whole
 from toolkit.errors import UserError
-from toolkit.run_folder.checkpoint import checkpoint_name
+from toolkit.run_folder.checkpoint import checkpoint_name, checkpoints
 
 BEST = "best.json"
 GAIN = 0.01
@@ -124,9 +124,10 @@ def best_checkpoint(run: Path) -> Path:
         name = json.loads((run / BEST).read_text(encoding="utf-8"))["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         name = None
-    if not isinstance(name, str) or not (run / Path(name).name).is_dir():
+    known = {folder.name: folder for folder in checkpoints(run)}
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"{run / BEST} names no checkpoint; give one by its folder ({run}/ckpt_*)")
-    return run / Path(name).name
+    return known[name]
 
 
 def last_gain(history: list[tuple[int, float]]) -> int:

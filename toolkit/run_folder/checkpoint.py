@@ -111,13 +111,14 @@ def load(folder: Path) -> Snapshot:
         raise UserError(
             f"checkpoint {folder}: {problem}; choose another one (--resume_from latest finds the newest valid)"
         )
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return Snapshot(
-        load_generator_file(folder / GENERATOR),
-        load_file(folder / NETWORKS),
-        load_file(folder / OPTIMIZERS),
-        state,
-    )
+    generator, name = load_generator_file(folder / GENERATOR), NETWORKS
+    try:
+        networks, name = load_file(folder / NETWORKS), OPTIMIZERS
+        optimizers, name = load_file(folder / OPTIMIZERS), STATE
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError, RecursionError) as error:  # as it was written, but not by this toolkit
+        raise UserError(f"checkpoint {folder}: {name} is none of this toolkit's ({type(error).__name__})") from None
+    return Snapshot(generator, networks, optimizers, state)
 
 
 def load_generator_file(path: Path) -> GeneratorFile:
@@ -130,7 +131,7 @@ def load_generator_file(path: Path) -> GeneratorFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         identity = EncoderIdentity.from_json(about["encoder"])
         return GeneratorFile(tensors, ModelConfig(**about["config"]), identity, int(about["step"]))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no generator of this toolkit ({error!r})") from None
 
 
@@ -149,7 +150,7 @@ def find_problem(folder: Path, names: tuple[str, ...] = (GENERATOR, NETWORKS, OP
                 return f"{name} is missing"
             if path.stat().st_size != expected[name]["bytes"] or file_sha256(path) != expected[name]["sha256"]:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST} is missing or damaged ({error})"
     return ""
 

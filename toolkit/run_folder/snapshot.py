@@ -50,9 +50,22 @@ PLACES = ("data", "out_dir", "resume_from", "dry_run")
 def restore_snapshot(trainer, snapshot: Snapshot) -> list[str]:
     """Put a snapshot into a Trainer. Returns the options that have changed since, 'name old -> new'.
 
-    Raises UserError if architecture, data or encoder differ.
+    Raises UserError if architecture, data or encoder differ, or if it does not hold what `take_snapshot` put there.
     """
-    _refuse_other(trainer, snapshot)
+    try:
+        _check_counts(snapshot.state)
+        _refuse_other(trainer, snapshot)
+        return _restore(trainer, snapshot)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):  # out of memory
+            raise
+        raise UserError(
+            f"the checkpoint holds something else than this toolkit saves ({type(error).__name__}: "
+            f"{str(error)[:200].partition(chr(10))[0]}); resume from another one"
+        ) from error
+
+
+def _restore(trainer, snapshot: Snapshot) -> list[str]:
     trainer.ema.module.load_state_dict(snapshot.generator.tensors)
     trainer.ema.updates = snapshot.state["ema_updates"]
     for name, phase in trainer.phases.items():
@@ -73,6 +86,13 @@ def restore_snapshot(trainer, snapshot: Snapshot) -> list[str]:
         for name in now
         if name in before and before[name] != now[name] and name not in PLACES
     ]
+
+
+def _check_counts(state: dict) -> None:
+    for name in ("step", "position", "ema_updates", "rollbacks"):
+        count = state.get(name, 0) if name == "rollbacks" else state[name]
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"{name} is {count!r}")
 
 
 def _refuse_other(trainer, snapshot: Snapshot) -> None:
@@ -98,7 +118,12 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
-    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+    parameters = optimizer.param_groups[0]["params"]
+    for index, moments in state.items():
+        shapes = {"step": torch.Size(), **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[index].shape)}
+        if {key: value.shape for key, value in moments.items()} != shapes:
+            raise ValueError(f"Adam's moments {index} are not those of the network")
+    for index, parameter in enumerate(parameters):
         for key, value in state.get(index, {}).items():
             if value.shape == parameter.shape:  # take on its memory layout, which the fused kernel relies on
                 state[index][key] = torch.empty_like(parameter).copy_(value)
