@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from tests.conftest import REPOSITORY
+from tests.running import train
 from toolkit import micro_batch
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch
@@ -309,3 +310,19 @@ def test_the_estimate_is_near_the_peak_of_a_gpu(shard_folder):
     peak = torch.cuda.max_memory_allocated()
     AcceleratorState._reset_state(reset_partial_state=True)
     assert 0.7 < estimate(config, 1, "no").total() / peak < 1.5
+
+
+def test_running_out_of_memory_in_training_is_one_line_with_remedies(shard_folder, tmp_path, monkeypatch):
+    def full(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(Trainer, "step", full)
+    with pytest.raises(UserError, match=r"out of memory on .* with 8 pictures at once; try --batch_gpu 4 or .* or "):
+        train(shard_folder, tmp_path / "run", iters=3)
+
+
+def test_auto_is_resolved_before_training_and_recorded(shard_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("toolkit.train.largest_micro_batch", lambda trainer, share: share // 4)
+    train(shard_folder, tmp_path / "run", iters=1, batch="auto")
+    assert "batch_gpu auto: 8 pictures at once, 4 times" in capsys.readouterr().err
+    assert {"batch: 32", "batch_gpu: 8"} <= set((tmp_path / "run" / "config.yaml").read_text().splitlines())
