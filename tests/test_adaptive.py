@@ -121,7 +121,7 @@ FLAGS = {
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_each_flag_trains_is_logged_and_saved(shard_folder, tmp_path, flag):
-    """18 steps of 8 pictures, one adaptation after the 16th. D hardly learns: no margin, and its mean sign above -0.9."""
+    """18 steps of 8 pictures, one adaptation after the 16th. D hardly learns: no margin, mean sign above -0.9."""
     name, start, options = FLAGS[flag]
     train(shard_folder, tmp_path / "run", iters=18, ada_kimg=0.5, lr_d=1e-9, **{flag: True}, **options)
     logged = [line[name] for line in read_log(tmp_path / "run")]

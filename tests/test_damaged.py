@@ -240,9 +240,15 @@ def test_a_state_that_is_none_of_ours_is_refused(shard_folder, tmp_path, run_of_
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
 
 
-@pytest.mark.parametrize("name", [NETWORKS, OPTIMIZERS])
-def test_tensors_of_another_network_are_refused(shard_folder, tmp_path, run_of_5, name):
+MOMENTS = {"G.0.step": entry(0, 4), "G.0.exp_avg": entry(4, 8, 1), "G.0.exp_avg_sq": entry(8, 12, 1)}
+
+
+@pytest.mark.parametrize("name,header", [
+    (NETWORKS, {"G.text.0.bias": entry(0, 12, 3)}), (NETWORKS, {"x": entry(0, 12, 3)}), (OPTIMIZERS, MOMENTS),
+    (OPTIMIZERS, {"G.0.exp_avg": entry(0, 12, 3)}), (OPTIMIZERS, {"G.999.step": entry(0, 12, 3)}),
+], ids=range(5))  # fmt: skip
+def test_tensors_of_another_network_are_refused(shard_folder, tmp_path, run_of_5, name, header):
     folder = shutil.copytree(run_of_5 / checkpoint_name(5), tmp_path / checkpoint_name(5))
-    put(folder, name, tensors({"G.0.exp_avg": entry(0, 4, 1)}, bytes(4)))
+    put(folder, name, tensors(header, bytes(12)))
     with pytest.raises(UserError, match="checkpoint"):
         train(shard_folder, tmp_path, iters=6)

@@ -71,8 +71,12 @@ def test_after_kill_9_the_next_run_starts_at_once_though_a_data_worker_lives_on(
 
 
 def test_a_second_run_waits_for_one_that_is_just_ending(tmp_path, holder):
-    threading.Timer(0.3, os.kill, (holder.pid, signal.SIGKILL)).start()
-    RunLock(tmp_path, patience=60).release()
+    ending = threading.Timer(0.3, os.kill, (holder.pid, signal.SIGKILL))
+    ending.start()
+    try:
+        RunLock(tmp_path, patience=60).release()
+    finally:
+        ending.join()
 
 
 def test_the_lock_is_held_from_before_the_first_step_to_the_end(shard_folder, tmp_path, monkeypatch):
@@ -160,7 +164,7 @@ def test_two_processes_end_together_when_the_folder_is_refused(shard_folder, tmp
     (tmp_path / "file").write_text("mine")
     process = launch(shard_folder, tmp_path / "file" / "run", "--iters", "1", processes=2)
     said = finish(process, timeout=120)
-    assert process.returncode == 1 and "Traceback (most recent call last):\n  File \"" + str(REPOSITORY) not in said
+    assert process.returncode == 1 and 'Traceback (most recent call last):\n  File "' + str(REPOSITORY) not in said
     lines = [line for line in said.splitlines() if line.startswith("train")]
     assert sum("is not writable" in line for line in lines) == 1
     assert sum(line.startswith("train (process 1): stopped, because the main process") for line in lines) == 1

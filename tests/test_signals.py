@@ -77,9 +77,7 @@ def test_a_signal_in_a_step_lets_it_end_and_saves(shard_folder, tmp_path, whole,
 
 
 @pytest.mark.parametrize("place", ["sampling", "saving", "pruning"])
-def test_a_signal_while_sampling_or_saving_waits_for_its_end(
-    shard_folder, tmp_path, whole, monkeypatch, capsys, place
-):
+def test_a_signal_while_sampling_or_saving_waits_for_its_end(shard_folder, tmp_path, whole, monkeypatch, capsys, place):
     """Both happen at step 2; the 2nd save is the one at step 2, the first was at the start."""
     where = {"sampling": (SampleGrid, "draw", 1), "saving": (checkpoint, "flush_to_disk", 9),
              "pruning": (checkpoint, "_prune", 2)}[place]  # fmt: skip

@@ -13,10 +13,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.running import TINY, run_training
+from tests.running import TINY, lone_trainer, run_training
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
+from toolkit.draws import StepDraws
 from toolkit.errors import UserError
+from toolkit.networks.losses import gradient_penalty
+from toolkit.networks.models import Verdict
 from toolkit.run_folder.checkpoint import newest_valid
 from toolkit.run_folder.records import read_log
 from toolkit.trainer import Trainer, frozen
@@ -172,3 +175,83 @@ def test_other_data_is_refused_on_resume(shard_folder, tmp_path):
     with pytest.raises(UserError, match="not those the checkpoint was trained on"):
         restore_snapshot(other, snapshot)
     restore_snapshot(trainer(shard_folder), snapshot)
+
+
+def test_four_accumulated_steps_equal_four_whole_ones(shard_folder):
+    """8 micro-batches in pairs: both Adams made 4 steps, on the same gradients."""
+    whole, parts = (trainer(shard_folder, batch_gpu=n, lr_g=1e-5, lr_d=1e-5) for n in (None, 4))
+    start = weights(whole.G)
+    for _ in range(4):
+        whole.step()
+        parts.step()
+    for name in "GD":
+        steps = {int(state["step"]) for state in parts.phases[name].optimizer.state_dict()["state"].values()}
+        assert steps == {4}
+    moved = distance(start, weights(whole.G))
+    assert moved > 3e-5 and parts.position == 32
+    for one, other in ((whole.G, parts.G), (whole.D, parts.D)):
+        apart = torch.cat([(a - b).flatten() for a, b in zip(one.parameters(), other.parameters(), strict=True)])
+        assert apart.abs().mean() < 1e-3 * moved  # Adam makes whole steps of rounding where a gradient is nearly 0
+
+
+@pytest.mark.parametrize("penalty", ["r1_penalty", "r2_penalty"])
+def test_penalties_under_bf16_are_those_of_fp32_and_d_never_leaves_it(shard_folder, penalty):
+    """Value, gradient with respect to D's weights, and the type of every activation inside D on penalised pictures."""
+    found, kinds = [], {}
+    on = {"r1_penalty": 0.0, "r2_penalty": 0.0, "diffaug": "", "mismatch_weight": 0.0, penalty: 1.0}
+    for precision in ("no", "bf16"):
+        one = lone_trainer(shard_folder, precision, **on)
+        batch, noise = one._next_batches()[0], StepDraws(0, 8, 0, 0)
+        images = torch.linspace(-1, 1, 8 * 3 * 16 * 16).reshape(8, 3, 16, 16).requires_grad_()
+        seen = kinds.setdefault(precision, [])
+        layers = [layer for layer in one.D.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
+        hooks = [layer.register_forward_hook(lambda _, __, out, s=seen: s.append(out.dtype)) for layer in layers]
+        value = gradient_penalty(one.D(images, batch.text, fp32=True).logits, images).mean()
+        gradient = torch.autograd.grad(value, [p for p in one.D.parameters()], allow_unused=True)
+        found.append([value, *(g for g in gradient if g is not None)])
+        assert set(seen) == {torch.float32} and len(seen) >= len(layers)
+        seen.clear()
+        _, stats = one.discriminator_loss(batch, noise)
+        assert penalty[:2] in stats
+        half = sum(kind == torch.bfloat16 for kind in seen)
+        assert half == (len(seen) // 2 if precision == "bf16" else 0)  # the other pictures', which have no penalty
+        for hook in hooks:
+            hook.remove()
+    assert found[0][0] > 0 and sum(gradient.norm() > 0 for gradient in found[0]) > 20
+    for exact, rounded in zip(*found, strict=True):
+        assert (exact - rounded).norm() <= 1e-5 * exact.norm()
+
+
+def test_r1_of_a_linear_d_is_half_its_squared_weights(shard_folder):
+    """D(x) = w . x: the gradient is w whatever the picture; the loss takes it times lambda and the interval."""
+    one = lone_trainer(shard_folder, r1_penalty=3.0, r1_interval=4, mismatch_weight=0.0)
+    w = torch.randn(3 * 16 * 16, generator=torch.Generator().manual_seed(0)) / 10
+
+    def linear(images, text, mismatched=None, fp32=False):
+        logits = (images.flatten(1) @ w)[:, None].expand(-1, 2)
+        return Verdict(logits, logits, ())
+
+    one.D = linear
+    batch = one._next_batches()[0]
+    losses = [one.discriminator_loss(batch, StepDraws(0, 8, 0, 0)) for one.step_number in (0, 1)]
+    r1 = w.square().sum().item() / 2
+    assert losses[0][1]["r1"].item() == pytest.approx(r1, rel=1e-5) and "r1" not in losses[1][1]
+    assert losses[0][0].item() - losses[1][0].item() == pytest.approx(3.0 * 4 * r1, rel=1e-4)
+
+
+def test_a_whole_g_phase_leaves_d_bitwise_alone_and_an_error_in_it_thaws_d(shard_folder):
+    one = trainer(shard_folder)
+    loss_of, held = one.generator_loss, []
+
+    def remembering(batch, noise):
+        held.append(weights(one.D))
+        assert not any(p.requires_grad or p.grad is not None for p in one.D.parameters())
+        return loss_of(batch, noise)
+
+    one.generator_loss = remembering
+    one.step()
+    assert distance(held[0], weights(one.D)) == 0 and all(p.grad is None for p in one.D.parameters())
+    one.generator_loss = lambda batch, noise: (_ for _ in ()).throw(RuntimeError("no memory"))
+    with pytest.raises(RuntimeError, match="no memory"):
+        one.step()
+    assert all(parameter.requires_grad for parameter in one.D.parameters()) and one.step_number == 1

@@ -5,6 +5,7 @@ import ctypes
 import os
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
@@ -16,9 +17,17 @@ from toolkit.errors import UserError
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
+BACK_ENDS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+             "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}  # fmt: skip
+"""By the variable with which `accelerate launch` asks for them."""
+ONE_NETWORK = (
+    "cannot train two networks against each other; launch with plain data parallelism (accelerate launch --multi_gpu)"
+)
+
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
     """Device, process group, DDP, autocast and scaler; nothing else is Accelerate's here. Raises UserError."""
+    _refuse_back_ends()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and not torch.cuda.is_available():
         print("train: fp16 needs a GPU, which is not here: training in fp32 instead", file=sys.stderr)
@@ -70,17 +79,35 @@ def check_data(config: TrainConfig, shards: ShardSet) -> None:
         raise UserError(f"all captions in {config.data} are equal: none can mismatch; pass --mismatch_weight 0")
 
 
+def _refuse_back_ends() -> None:
+    """Before Accelerate looks for their packages, and also where it would pass over them (FSDP on CPUs)."""
+    for variable, name in BACK_ENDS.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            raise UserError(f"{name} {ONE_NETWORK}")
+
+
 def _refuse_unsupported(accelerator: Accelerator) -> None:
     if accelerator.distributed_type not in SUPPORTED:
-        raise UserError(
-            f"{accelerator.distributed_type.value} cannot train two networks against each other; launch with "
-            "plain data parallelism (accelerate launch --multi_gpu)"
-        )
+        raise UserError(f"{accelerator.distributed_type.value} {ONE_NETWORK}")
     if str(accelerator.state.dynamo_plugin.backend.value).upper() != "NO":
         raise UserError("torch.compile cannot differentiate R1 twice; launch with --dynamo_backend no")
+    if accelerator.num_processes == 1 and _asked_of_accelerate() > 1:
+        raise UserError(
+            "accelerate launch --cpu starts one process whatever --num_processes says; for several on CPUs launch with "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N"
+        )
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if wanted > 1 and accelerator.num_processes == 1:
         raise UserError(
             f"{wanted} processes were launched but each believes it is alone (no GPU found); on CPUs launch with "
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N"
         )
+
+
+def _asked_of_accelerate() -> int:
+    """How many processes the command line of `accelerate launch` asks for, if that started this one; else 1."""
+    with contextlib.suppress(OSError, ValueError, IndexError):  # /proc is Linux only
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        if any("accelerate" in word for word in words[:3]):
+            return int(words[words.index("--num_processes") + 1])
+    return 1

@@ -35,6 +35,7 @@ def main(config: TrainConfig) -> None:
     score = choose_score(config, shards)
     stopping.follow_launcher()
     accelerator = start_accelerator(config)
+    config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # recorded as it is used
     processes = Processes(accelerator, config.timeout)
     start = open_run_folder(config, processes)
     tell = partial(print, file=sys.stderr) if processes.main else lambda line: None

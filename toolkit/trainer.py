@@ -111,7 +111,8 @@ class Trainer:
             self.ema.update(self.unwrap(self.G))
             self.step_number += 1
         if self.accelerator.scaler is not None:
-            stats["skipped"] = torch.tensor(float(not {"grad_norm_d", "grad_norm_g"} <= stats.keys()))
+            skipped = not {"grad_norm_d", "grad_norm_g"} <= stats.keys()
+            stats["skipped"] = torch.tensor(float(skipped), device=self.device)
         return stats
 
     def _run_phase(self, name: str, loss_of: Callable, micro_batches: list[Batch], noise: draws.StepDraws) -> Scalars:

@@ -75,6 +75,8 @@ def save(run: Path, snapshot: Snapshot, keep: int, best: int | None = None) -> P
         files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in staged.iterdir()}
         manifest = {"version": FORMAT_VERSION, "files": files}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for path in staged.iterdir():
+            path.chmod((staged / MANIFEST).stat().st_mode)  # safetensors writes for its owner alone
         for path in [*staged.iterdir(), staged]:
             flush_to_disk(path)
         aside = run / f".old-{final.name}"

@@ -41,13 +41,15 @@ class Window:
         names = sorted(self._values)
         if not names:
             return {}
-        columns = [torch.stack(self._values[name]).float() for name in names]
-        mine = torch.stack([torch.stack([column.mean(), column.max()]) for column in columns])
-        everyone = accelerator.gather(mine[None])
-        means, largest = everyone[..., 0].mean(dim=0).tolist(), everyone[..., 1].amax(dim=0).tolist()
+        columns = {name: torch.stack(self._values[name]).float() for name in names}
+        peaking = [name for name in PEAKS if name in columns]
+        # A step's loss is the mean over processes, as if one had computed it; then comes the largest of the steps.
+        mine = torch.cat([torch.stack([columns[name].mean() for name in names]), *(columns[name] for name in peaking)])
+        lengths = [len(names), *(len(columns[name]) for name in peaking)]
+        means, *steps = accelerator.gather(mine[None]).mean(dim=0).split(lengths)
+        peaks = {f"{name}_max": values.max().item() for name, values in zip(peaking, steps, strict=True)}
         self.clear()
-        peaks = {f"{name}_max": most for name, most in zip(names, largest, strict=True) if name in PEAKS}
-        return dict(zip(names, means, strict=True)) | peaks
+        return dict(zip(names, means.tolist(), strict=True)) | peaks
 
 
 class TrainingLog:

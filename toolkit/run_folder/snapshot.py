@@ -59,9 +59,10 @@ def restore_snapshot(trainer, snapshot: Snapshot) -> list[str]:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):  # out of memory
             raise
+        what = str(error).partition("\n")[0][:200]
         raise UserError(
-            f"the checkpoint holds something else than this toolkit saves ({type(error).__name__}: "
-            f"{str(error)[:200].partition(chr(10))[0]}); resume from another one"
+            f"the checkpoint holds something else than this toolkit saves ({type(error).__name__}: {what}); resume "
+            "from another one"
         ) from error
 
 
