@@ -115,7 +115,7 @@ def test_the_main_process_fails_for_all_alike(two):
     assert two.facts[0]["failures"] == [*first, ""]
     assert [told.split(":")[0] for told in two.facts[1]["failures"]] == ["UserError", "NotSaved", "Diverged", ""]
     for facts in two.facts:
-        assert facts["world"] == 2 and facts["largest"] == 7 and facts["from main"] == [1.5, 2.0]
+        assert facts["world"] == 2 and facts["largest"] == 7
         assert facts["equal"] == [1]
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -197,3 +198,46 @@ def test_what_cannot_be_resumed_from_is_refused(shard_folder, tmp_path):
     with pytest.raises(UserError, match=r"holds later checkpoints \(ckpt_0000002\)"):
         train(shard_folder, run, iters=3, resume_from=str(run / "ckpt_0000001"))
     assert sorted(path.name for path in run.glob("ckpt_*")) == [checkpoint_name(step) for step in (0, 1, 2)]
+
+
+def test_a_command_that_starts_from_another_run_goes_on_in_its_own_folder_the_next_time(shard_folder, tmp_path, capsys):
+    """A requeued job repeats its command: it must not start over from the other run's checkpoint each time."""
+    train(shard_folder, tmp_path / "first", iters=2)
+    branch = {"resume_from": str(tmp_path / "first" / "ckpt_0000002")}
+    train(shard_folder, tmp_path / "second", iters=4, **branch)
+    train(shard_folder, tmp_path / "second", iters=6, **branch)
+    said = capsys.readouterr().err
+    assert "second/ckpt_0000004 at step 4" in said and "has already gone on from" in said
+    assert [line["step"] for line in logged(tmp_path / "second")] == [3, 4, 5, 6]
+    train(shard_folder, tmp_path / "whole", iters=6)
+    weights = [tmp_path / name / "ckpt_0000006" / checkpoint.NETWORKS for name in ("whole", "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_d_steps_of_the_command_line_win_unless_they_adapt(shard_folder, tmp_path):
+    train(shard_folder, tmp_path / "run", iters=2)
+    train(shard_folder, tmp_path / "run", iters=3, d_steps=2)
+    assert [line["d_steps"] for line in logged(tmp_path / "run")] == [1, 1, 2]
+
+
+def test_a_score_that_fails_costs_the_score_alone(shard_folder, tmp_path, capsys):
+    """FID of 24 pictures is refused: said at the start. What fails later, here the weights, is a warning."""
+    with pytest.raises(UserError, match="fid needs at least 64"):
+        train(shard_folder, tmp_path / "few", iters=2, score="fid")
+
+    def failing(trainer, path):
+        raise OSError("no network")
+
+    with mock.patch("toolkit.train.choose_score", lambda config, shards: failing):
+        train(shard_folder, tmp_path / "run", iters=2, score="swd")
+    assert "no score: no network" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "best.json").read_text())["history"] == [[2, None]]
+
+
+def test_a_checkpoint_whose_score_was_cut_off_is_scored_on_resume(shard_folder, tmp_path):
+    train(shard_folder, tmp_path / "run", iters=4, ckpt_every=2, score="swd")
+    best = tmp_path / "run" / "best.json"
+    whole = json.loads(best.read_text())
+    best.write_text(json.dumps(whole | {"history": whole["history"][:1]}))
+    train(shard_folder, tmp_path / "run", iters=4, ckpt_every=2, score="swd")
+    assert json.loads(best.read_text()) == whole

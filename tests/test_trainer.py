@@ -182,8 +182,8 @@ def test_four_accumulated_steps_equal_four_whole_ones(shard_folder):
     whole, parts = (trainer(shard_folder, batch_gpu=n, lr_g=1e-5, lr_d=1e-5) for n in (None, 4))
     start = weights(whole.G)
     for _ in range(4):
-        whole.step()
-        parts.step()
+        norms = [[stats[f"grad_norm_{name}"].item() for name in "gd"] for stats in (whole.step(), parts.step())]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     for name in "GD":
         steps = {int(state["step"]) for state in parts.phases[name].optimizer.state_dict()["state"].values()}
         assert steps == {4}
@@ -217,7 +217,7 @@ def test_penalties_under_bf16_are_those_of_fp32_and_d_never_leaves_it(shard_fold
         assert half == (len(seen) // 2 if precision == "bf16" else 0)  # the other pictures', which have no penalty
         for hook in hooks:
             hook.remove()
-    assert found[0][0] > 0 and sum(gradient.norm() > 0 for gradient in found[0]) > 20
+    assert found[0][0] > 0 and sum(gradient.norm() > 0 for gradient in found[0]) > 15
     for exact, rounded in zip(*found, strict=True):
         assert (exact - rounded).norm() <= 1e-5 * exact.norm()
 

@@ -85,13 +85,14 @@ class Adaptive:
             "anchors": self.anchors.tolist(), "signs": [pair.tolist() for pair in self._signs],
         }  # fmt: skip
 
-    def restore(self, state: dict, device: torch.device) -> None:
+    def restore(self, state: dict, device: torch.device, new_d_steps: bool = False) -> None:
         """What no longer adapts takes the config's value; d_steps may also have been lowered by the monitor."""
         options = self.options
         if options.adaptive_augment:
             self.augment_p = state["augment_p"]
         if options.adaptive_r1:
             self.r1_scale = state["r1_scale"]
-        self.d_steps = state["d_steps"]
+        if options.adaptive_d_steps or not new_d_steps:
+            self.d_steps = state["d_steps"]
         self.anchors = torch.tensor(state["anchors"], device=device)
         self._signs = [torch.tensor(pair, device=device) for pair in state["signs"]] if self.options.adapts else []

@@ -1,13 +1,17 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside `path` and rename: a reader, or a kill, never meets half a file."""
+    """Write beside `path`, flush and rename: a reader, a kill or a power cut never leaves half a file."""
     staged = path.with_name(f".{path.name}.tmp")
-    staged.write_bytes(data)
+    with staged.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     staged.replace(path)
 
 
@@ -16,5 +20,8 @@ def flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks
+            raise
     finally:
         os.close(descriptor)

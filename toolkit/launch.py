@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
@@ -20,6 +20,8 @@ SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULT
 BACK_ENDS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
              "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}  # fmt: skip
 """By the variable with which `accelerate launch` asks for them."""
+LATER = 120
+"""Seconds by which the GPUs' own timeout comes after the watchdog's (heartbeat.py), which knows who is missing."""
 ONE_NETWORK = (
     "cannot train two networks against each other; launch with plain data parallelism (accelerate launch --multi_gpu)"
 )
@@ -29,16 +31,19 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """Device, process group, DDP, autocast and scaler; nothing else is Accelerate's here. Raises UserError."""
     _refuse_back_ends()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and not torch.cuda.is_available():
+    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if precision == "fp16" and on_cpu:
         print("train: fp16 needs a GPU, which is not here: training in fp32 instead", file=sys.stderr)
         precision = "no"  # Accelerate would do the same without a word
+    if precision == "bf16" and not on_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        print("train: this GPU only emulates bf16, slowly; --mixed_precision fp16 is made for it", file=sys.stderr)
     accelerator = Accelerator(
         mixed_precision=precision,
         kwargs_handlers=[
             # Buffers are batch-norm statistics and spectral norm's vectors: not broadcast, so that two forwards of D
             # before one backward never meet an in-place change.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout + LATER)),
             GradScalerKwargs(growth_interval=4000),  # counted per optimizer step, of which a training step has two
         ],
     )

@@ -55,9 +55,8 @@ class Phase:
             self.optimizer.found_inf = self.broken  # read by the fused kernel itself: nothing moves where it is 1
             self.optimizer.step()
         else:
-            before = scaler.get_scale()
             scaler.step(self.optimizer)
             scaler.update()
-            skipped = scaler.get_scale() < before
+            skipped = not bool(norm.isfinite())  # the one wait for the GPU: EMA and counters must know
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(norm.detach(), skipped)

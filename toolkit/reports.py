@@ -41,7 +41,7 @@ class Reports:
         try:
             write_whole(self.folder / "config.yaml", dump(self.config).encode())
             self.grid.write_reals(self.folder)
-            self.log = TrainingLog(self.folder, trainer.step_number, trainer.rollbacks)
+            self.log = TrainingLog(self.folder, trainer.step_number, trainer.attempt)
         except OSError as error:
             raise UserError(
                 f"out_dir {self.folder} cannot be written ({error.strerror}); make room or choose another --out_dir"
@@ -104,12 +104,19 @@ class Reports:
         path = checkpoint.save(self.folder, take_snapshot(self.trainer), self.config.keep, best)
         self.progress.say(f"saved {path}")
 
+    def unrated(self) -> int:
+        """1 if the present step still lacks its score, on the main process."""
+        return int(self.best is not None and self.trainer.step_number not in dict(self.best.history))
+
     def rate(self) -> int:
         """Score the checkpoint just saved. Returns how many scores came since the last gain."""
         if not self.main:
             return 0
-        step = self.trainer.step_number
-        value = self.score(self.trainer, self.folder / checkpoint.checkpoint_name(step))
+        step, value = self.trainer.step_number, math.nan
+        try:
+            value = self.score(self.trainer, self.folder / checkpoint.checkpoint_name(step))
+        except Exception as error:  # no network, no memory, damaged weights: a score must not end a night's run
+            self.say("warning", "not_scored", f"no score: {' '.join(str(error).split())[:200]}")
         self.say("note", "score", self.best.add(step, value))
         self.trackers.log({"step": step, "score": value})
         return self.best.without_gain

@@ -30,6 +30,7 @@ class Run:
         """Why the monitor or the score ended the run early."""
         self.reports = Reports(trainer, processes.main, score)
         self.heartbeat = heartbeat.Heartbeat(self.folder, processes.index)
+        self.watchdog = heartbeat.Watchdog(self.folder, processes.index, self.config.timeout, processes.count > 1)
         self.saved_step = trainer.step_number if trainer.position else -1
         self.sampled_step = -1
         self._open_window()
@@ -44,18 +45,28 @@ class Run:
         try:
             if self.saved_step < 0:
                 self._save()  # shows before the night that disk and folder will do, and is what a rollback goes back to
-            while trainer.step_number < self.config.total_steps and not (self.request or self.reason):
+            elif self._due(self.config.ckpt_every) and self.processes.largest(self.reports.unrated()):
+                self._rate()  # killed between saving and scoring
+            while not self._over():
                 try:
                     self._advance()
+                    if self._over():
+                        self._finish()
                 except Diverged as error:
                     self._roll_back(error)
-            self._finish()
+            if self.processes.main:
+                (self.folder / stopping.STOP_FILE).unlink(missing_ok=True)
+                heartbeat.remove(self.folder)
         except RuntimeError as error:
             raise self._lost_contact(error) from error
         finally:
+            self.watchdog.stop()
             self.stop.restore()
             trainer.close()
             self.reports.close()
+
+    def _over(self) -> bool:
+        return bool(self.trainer.step_number >= self.config.total_steps or self.request or self.reason)
 
     def _advance(self) -> None:
         """One step and what is due after it; or none, if all processes agree that a stop was asked for."""
@@ -68,6 +79,7 @@ class Run:
         if self.trainer.step_number == before:  # half precision overflowed: nothing advanced
             return
         self.heartbeat.beat(self.trainer.step_number)
+        self.watchdog.feed()
         self.reports.progress.at(self.trainer.step_number)
         sampled = self._due(self.config.sample_every)
         if sampled:
@@ -85,20 +97,17 @@ class Run:
     def _due(self, every: int) -> bool:
         return every > 0 and self.trainer.step_number % every == 0
 
-    def _check_health(self) -> None:
+    def _check_health(self, now: bool = False) -> None:
         """Raises Diverged if a gradient was not finite (nothing has moved since) or the fp16 scale is at its floor."""
         step, scaler = self.trainer.step_number, self.trainer.accelerator.scaler
-        if scaler is not None and scaler.get_scale() < 1:
+        if self.trainer.skipped and scaler.get_scale() < 1:
             raise Diverged(
                 f"the fp16 loss scale sank to {scaler.get_scale():.2g} at step {step:,}: gradients overflow at any "
                 "scale (try --mixed_precision no or lower learning rates)"
             )
-        look = self.trainer.device.type == "cpu" or any(map(self._due, (LOOK_EVERY, *self._intervals())))
+        look = now or self.trainer.device.type == "cpu" or self._due(LOOK_EVERY)
         if look and self.trainer.broken > 0:
             raise Diverged(f"a loss or gradient was no longer finite at step {step:,} or up to {LOOK_EVERY} before")
-
-    def _intervals(self) -> tuple[int, int, int]:
-        return self.config.log_every, self.config.sample_every, self.config.ckpt_every
 
     def _check_ranks(self) -> None:
         different = self.processes.equal(self.trainer.fingerprint())
@@ -111,14 +120,14 @@ class Run:
     def _open_window(self) -> None:
         """Start anew on what the next log line tells."""
         self.window, self.measured = Window(), {}
-        self.window_start = time.perf_counter(), self.trainer.position
+        self.window_start = time.perf_counter(), self.trainer.images_seen
 
     def _log(self) -> tuple[str, str]:
         """One line of training_log.json: means since the last one. Returns (action, reason) of the main process."""
-        trainer, (since, position) = self.trainer, self.window_start
-        line = {"step": trainer.step_number, "images_seen": trainer.position}
+        trainer, (since, seen) = self.trainer, self.window_start
+        line = {"step": trainer.step_number, "images_seen": trainer.images_seen}
         line |= self.window.read(trainer.accelerator) | self.measured | trainer.settings()
-        line["images_per_second"] = (trainer.position - position) / (time.perf_counter() - since)
+        line["images_per_second"] = (trainer.images_seen - seen) / (time.perf_counter() - since)
         self._open_window()
         return self.reports.line(line)
 
@@ -139,7 +148,7 @@ class Run:
         self.measured |= {name: value for name, value in pairs if value == value}  # not NaN
 
     def _save(self, last: bool = False) -> None:
-        self._check_health()
+        self._check_health(now=True)
         self.trainer.average_statistics()
         try:
             self.processes.on_main(self.reports.write_checkpoint)
@@ -160,23 +169,31 @@ class Run:
     def _roll_back(self, error: Diverged) -> None:
         """Back to the last good checkpoint, with lower learning rates and over other pictures. Raises Diverged."""
         trainer, config = self.trainer, self.config
+        if self.request:
+            self.reports.say("action", "diverged", f"{error}; not saved, step {self.saved_step:,} is the last good one")
+            return
         if config.on_divergence == "stop" or trainer.rollbacks >= config.max_rollbacks:
             self.reports.verdict()
             tried = f" after {trainer.rollbacks} rollbacks" if trainer.rollbacks else ""
             raise Diverged(
                 f"training diverged{tried}: {error}. Checkpoints are untouched; see README, 'When it diverges'"
             )
-        rollbacks, diverged_at = trainer.rollbacks + 1, trainer.step_number
+        rollbacks, attempt, diverged_at = trainer.rollbacks + 1, trainer.attempt + 1, trainer.step_number
         folder = self.folder / checkpoint.checkpoint_name(self._good_step())
+        tracked = trainer.wandb_run_id
         trainer.resume(folder)
-        trainer.rollbacks = rollbacks
-        trainer.position += config.rollback_skip * config.batch
+        trainer.wandb_run_id = tracked
+        self.processes.largest(0)  # all have read it before the main process replaces it
+        trainer.rollbacks, trainer.attempt = rollbacks, attempt
+        skipped = config.rollback_skip * config.batch * trainer.adaptive.d_steps
+        trainer.position, trainer.left_out = trainer.position + skipped, trainer.left_out + skipped
         trainer.apply_rollbacks()
+        self.reason = None
         self._open_window()
         self.reports.say("action", "rollback", (
             f"{error}; back from step {diverged_at:,} to {folder.name}, rollback {rollbacks} of "
             f"{config.max_rollbacks}: learning rates x {config.rollback_lr**rollbacks:g}, R1 x "
-            f"{config.rollback_r1**rollbacks:g}, {config.rollback_skip * config.batch:,} pictures left out"
+            f"{config.rollback_r1**rollbacks:g}, {skipped:,} pictures left out"
         ))  # fmt: skip
         self.reports.progress.at(trainer.step_number)
         self._save()  # under the same name: a kill from here on does not forget the rollback
@@ -202,9 +219,6 @@ class Run:
             if not self.request:
                 self._rate()
         self.reports.verdict()
-        if self.processes.main:
-            (self.folder / stopping.STOP_FILE).unlink(missing_ok=True)
-            heartbeat.remove(self.folder)
 
     def _lost_contact(self, error: RuntimeError) -> Exception:
         """What a failed exchange between processes means to the user; `error` itself if it is something else."""
@@ -223,11 +237,11 @@ class Run:
 def describe_end(run: Run) -> str:
     """The last line a run prints."""
     trainer = run.trainer
-    where = f"{run.folder}/{checkpoint.checkpoint_name(trainer.step_number)}"
+    where = f"{run.folder}/{checkpoint.checkpoint_name(run.saved_step)}"
     if run.request:
         return (
             f"stopped by {stopping.describe(run.request)} at step {trainer.step_number:,}, saved {where}; "
             "run the same command again to go on"
         )
     early = f" ended early: {run.reason};" if run.reason else ""
-    return f"done:{early} {trainer.step_number:,} steps, {trainer.position:,} pictures seen; {where}"
+    return f"done:{early} {trainer.step_number:,} steps, {trainer.images_seen:,} pictures seen; {where}"

@@ -26,6 +26,7 @@ def open_run_folder(config: TrainConfig, processes: Processes) -> Start:
     asks for it.
     """
     folder, locks, step = Path(config.out_dir), [], -1
+    chosen = None if config.resume_from in (None, "latest") else Path(config.resume_from)
 
     def enter() -> None:
         nonlocal step
@@ -33,17 +34,17 @@ def open_run_folder(config: TrainConfig, processes: Processes) -> Start:
         checkpoint.tidy(folder)
         (folder / STOP_FILE).unlink(missing_ok=True)
         heartbeat.remove(folder)
-        if config.resume_from in (None, "latest"):
+        if chosen is None:
             step = _newest_step(folder, required=config.resume_from == "latest")
-        else:
-            _refuse_branch(folder, Path(config.resume_from))
+        elif chosen.resolve().parent == folder.resolve():
+            _refuse_branch(folder, chosen)
+        elif (step := _newest_step(folder, required=False)) >= 0:  # the same command again, a requeued job's say
+            print(f"train: {folder} has already gone on from {chosen}, or has a life of its own", file=sys.stderr)
 
     processes.on_main(enter)
-    lock = locks[0] if locks else None
-    if config.resume_from not in (None, "latest"):
-        return Start(Path(config.resume_from), lock)
     step = processes.largest(step)
-    return Start(folder / checkpoint.checkpoint_name(step) if step >= 0 else None, lock)
+    found = folder / checkpoint.checkpoint_name(step) if step >= 0 else chosen
+    return Start(found, locks[0] if locks else None)
 
 
 def _newest_step(folder: Path, required: bool) -> int:

@@ -19,20 +19,22 @@ STOP_FILE_EXIT = 75
 """Exit code after a stop file: EX_TEMPFAIL, "try again later". After a signal it is 128 + its number."""
 
 
-class _Interrupted(Exception):
-    """A signal arrived while waiting for data."""
+class _Interrupted(BaseException):
+    """A signal arrived while waiting for data. No Exception: decoding takes those for a damaged picture."""
 
 
 class StopRequest:
     """Handlers only set a flag, which is read between steps; a wait for data is given up at once."""
 
     def __init__(self, run: Path, watch_file: bool) -> None:
-        self.request = 0
+        self.request, self._process = 0, os.getpid()
         self._file = run / STOP_FILE if watch_file else None
         self._waiting, self._next_look = False, 0.0
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame) -> None:
+        if os.getpid() != self._process:  # a data worker, just forked
+            return
         if self.request and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.request = number

@@ -10,7 +10,7 @@ from toolkit import memory, stopping
 from toolkit.command_line import dump, run
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
-from toolkit.errors import UserError
+from toolkit.errors import UserError, check
 from toolkit.launch import check_data, start_accelerator
 from toolkit.micro_batch import largest_micro_batch
 from toolkit.networks.models import Discriminator, Generator, count_parameters
@@ -79,11 +79,16 @@ def choose_score(config: TrainConfig, shards: ShardSet) -> Score | None:
         swd = SwdScore(shards, config)
         return lambda trainer, path: swd(trainer.ema)
     # Evaluation stands above the toolkit; this command alone reaches up to it, when asked to.
-    from evaluation.fid import FidOptions, fid
+    from evaluation.fid import FEWEST, FidOptions, fid
+
+    count = min(config.score_count, len(shards))
+    check(count >= FEWEST, "score", "fid", f"swd: fid needs at least {FEWEST} pictures, here are {count}")
+    if config.score_weights and not Path(config.score_weights).is_file():
+        raise UserError(f"no Inception weights at {config.score_weights}; correct --score_weights or pass --score swd")
 
     def score(trainer: Trainer, path: Path) -> float:
         weights = Path(config.score_weights) if config.score_weights else None
-        report = fid(FidOptions(real=Path(config.data), fake=path, count=config.score_count, weights=weights,
+        report = fid(FidOptions(real=Path(config.data), fake=path, count=count, weights=weights,
                                 feature_layer=config.score_layer, device=str(trainer.device)))  # fmt: skip
         return next(value for name, value in report.items() if name.startswith("fid"))
 

@@ -48,9 +48,14 @@ class Trainer:
         weights = Path(config.perceptual_weights) if config.perceptual_weights else None
         self.perceptual = PerceptualDistance(weights).to(self.device) if config.perceptual else None
         self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)
+        scaler = accelerator.scaler
+        self.first_scale = None if scaler is None else scaler.state_dict()
+        self.skipped = False  # whether the last step's gradients overflowed half precision
         self.step_number = 0  # optimizer steps of G done
-        self.position = 0  # pictures consumed: the whole state of the data pipeline
-        self.rollbacks = 0  # how often the run went back after diverging; each changed learning rates and penalties
+        self.position = 0  # where the next picture is read: the whole state of the data pipeline
+        self.left_out = 0  # of these: passed over by rollbacks, never seen
+        self.attempt = 0  # how often the run went back after diverging
+        self.rollbacks = 0  # those that count: each has changed learning rates and penalties
         self.wandb_run_id: str | None = None
 
     def configure(self, config: TrainConfig) -> None:
@@ -87,8 +92,13 @@ class Trainer:
         lr_g, lr_d = (self.phases[name].optimizer.param_groups[0]["lr"] for name in "GD")
         found = {"lr_g": lr_g, "lr_d": lr_d, "d_steps": adaptive.d_steps, "augment_p": adaptive.augment_p,
                  "r1_scale": self.penalty_scale(), "ema_decay": self.ema.decay()}  # fmt: skip
-        found |= {"attempt": self.rollbacks} if self.rollbacks else {}
+        found |= {"attempt": self.attempt} if self.attempt else {}
         return found if scaler is None else found | {"loss_scale": scaler.get_scale()}
+
+    @property
+    def images_seen(self) -> int:
+        """Real pictures shown to D on the way to the present weights."""
+        return self.position - self.left_out
 
     def fetch(self) -> None:
         """Load the pictures of the next step. Only here does a step wait for data, and it may be interrupted."""
@@ -103,16 +113,18 @@ class Trainer:
             power_iteration(self.D)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
             stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)
-            self._adapt(stats)
+            if "grad_norm_d" in stats:
+                self._adapt(stats)
             self.position += self.config.batch
-        with frozen(self.D):
+        # Without no_sync, DDP would expect gradients of D and exchange the next step's first micro-batch for nothing.
+        with frozen(self.D), self.accelerator.no_sync(self.D):
             stats |= self._run_phase("G", self.generator_loss, micro_batches, noise)
         if "grad_norm_g" in stats:  # else half precision overflowed: a skipped step advances nothing
             self.ema.update(self.unwrap(self.G))
             self.step_number += 1
         if self.accelerator.scaler is not None:
-            skipped = not {"grad_norm_d", "grad_norm_g"} <= stats.keys()
-            stats["skipped"] = torch.tensor(float(skipped), device=self.device)
+            self.skipped = not {"grad_norm_d", "grad_norm_g"} <= stats.keys()
+            stats["skipped"] = torch.full((), float(self.skipped), device=self.device)
         return stats
 
     def _run_phase(self, name: str, loss_of: Callable, micro_batches: list[Batch], noise: draws.StepDraws) -> Scalars:
@@ -178,15 +190,19 @@ class Trainer:
 
     def z(self, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
         """[N, z_dim] for these rows of the global batch."""
-        return noise.normal(purpose, batch.rows, self.config.z_dim).to(self.device)
+        return self._moved(noise.normal(purpose, batch.rows, self.config.z_dim))
 
     def augment(self, images: Tensor, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
         names, p = self.config.diffaug_names, self.adaptive.augment_p
-        u = noise.uniform(purpose, batch.rows, diffaug.parameter_count(names)).to(self.device)
+        u = self._moved(noise.uniform(purpose, batch.rows, diffaug.parameter_count(names)))
         applied = None
         if p < 1:
-            applied = noise.uniform(f"{purpose}?", batch.rows, len(names)).to(self.device) < p
+            applied = self._moved(noise.uniform(f"{purpose}?", batch.rows, len(names))) < p
         return diffaug.augment(images, names, u, applied)
+
+    def _moved(self, numbers: Tensor) -> Tensor:
+        """On the device, without waiting for what it is doing."""
+        return numbers.to(self.device, non_blocking=True)
 
     def close(self) -> None:
         """Stop the data workers; the next step starts them again at `position`."""

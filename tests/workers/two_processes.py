@@ -177,7 +177,6 @@ class Scenarios:
         """Processes: the main one's failure is everybody's, of the same kind."""
         processes, kinds = self.processes, (UserError, NotSaved, Diverged)
         self.facts["largest"] = processes.largest(7 if self.rank == 1 else 3)
-        self.facts["from main"] = processes.from_main([1.5, 2.0] if self.rank == 0 else [0.0, 0.0])
         self.facts["equal"] = processes.equal(torch.tensor([1, self.rank]))
         self.facts["failures"] = []
         for kind in (*kinds, None):

@@ -162,7 +162,7 @@ def _end_workers(iterator) -> None:
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """Launchers signal the whole process group; a worker that dies of it would take the last checkpoint along."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import socket
+import sys
+import threading
 import time
 from pathlib import Path
-
-from toolkit.durable import write_whole
 
 FOLDER = "heartbeats"
 EVERY = 1.0
@@ -29,7 +29,36 @@ class Heartbeat:
             self._next = time.monotonic() + EVERY
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(exist_ok=True)
-                write_whole(self._path, json.dumps(self._about | {"step": step, "time": time.time()}).encode())
+                staged = self._path.with_suffix(".tmp")  # not flushed: once a second that would slow down a slow disk
+                staged.write_text(json.dumps(self._about | {"step": step, "time": time.time()}), encoding="utf-8")
+                staged.replace(self._path)
+
+
+class Watchdog:
+    """Ends this process when it has waited for the others for `timeout` seconds, and says which of them are silent.
+
+    A thread of its own: while the main one waits for a GPU that waits for another process, nothing else can.
+    """
+
+    def __init__(self, run: Path, index: int, timeout: float, needed: bool) -> None:
+        self._run, self._index, self._timeout = run, index, timeout
+        self._last, self._done = time.monotonic(), threading.Event()
+        if needed:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def feed(self) -> None:
+        self._last = time.monotonic()
+
+    def stop(self) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(1):
+            if time.monotonic() - self._last > self._timeout + 5:  # an exchange on the CPU gives up first
+                who = "; ".join(silent(self._run, self._index, self._timeout / 2)) or "the others give signs of life"
+                told = f"train (process {self._index}): no step for {self._timeout:.0f} s (--timeout): {who}"
+                print(told, file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def silent(run: Path, index: int, longer_than: float) -> list[str]:

@@ -33,7 +33,9 @@ def take_snapshot(trainer) -> Snapshot:
         "step": trainer.step_number,
         "position": trainer.position,
         "ema_updates": trainer.ema.updates,
+        "attempt": trainer.attempt,
         "rollbacks": trainer.rollbacks,
+        "left_out": trainer.left_out,
         "adaptive": trainer.adaptive.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "data_fingerprint": trainer.shards.manifest.fingerprint,
@@ -43,6 +45,10 @@ def take_snapshot(trainer) -> Snapshot:
     return Snapshot(generator, networks, optimizers, state)
 
 
+RATES = ("lr_g", "lr_d", "r1_penalty", "r2_penalty", "grad_clip", "rollback_lr", "rollback_r1")
+"""Who changes one of these has taken the cure of a divergence into his own hands: rollbacks count anew."""
+LATER = ("attempt", "rollbacks", "left_out")
+"""Counters that format 1 did not have."""
 PLACES = ("data", "out_dir", "resume_from", "dry_run")
 """Options that say where things are, not what is trained."""
 
@@ -74,24 +80,22 @@ def _restore(trainer, snapshot: Snapshot) -> list[str]:
         _restore_optimizer(phase.optimizer, _below(snapshot.optimizers, name))
     trainer.step_number = snapshot.state["step"]
     trainer.position = snapshot.state["position"]
-    trainer.rollbacks = snapshot.state.get("rollbacks", 0)  # format 1 had neither of these
-    if "adaptive" in snapshot.state:
-        trainer.adaptive.restore(snapshot.state["adaptive"], trainer.device)
-    trainer.wandb_run_id = snapshot.state["wandb_run_id"]
-    scaler = trainer.accelerator.scaler
-    if scaler is not None and snapshot.state["scaler"]:
-        scaler.load_state_dict(snapshot.state["scaler"])
     before, now = snapshot.state["config"], dataclasses.asdict(trainer.config)
-    return [
-        f"{name} {before[name]} -> {now[name]}"
-        for name in now
-        if name in before and before[name] != now[name] and name not in PLACES
-    ]
+    changed = [name for name in now if name in before and before[name] != now[name] and name not in PLACES]
+    for name in LATER:
+        setattr(trainer, name, snapshot.state.get(name, 0))
+    trainer.rollbacks = 0 if set(changed) & set(RATES) else trainer.rollbacks
+    if "adaptive" in snapshot.state:
+        trainer.adaptive.restore(snapshot.state["adaptive"], trainer.device, "d_steps" in changed)
+    trainer.wandb_run_id = snapshot.state["wandb_run_id"]
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(snapshot.state["scaler"] or trainer.first_scale)
+    return [f"{name} {before[name]} -> {now[name]}" for name in changed]
 
 
 def _check_counts(state: dict) -> None:
-    for name in ("step", "position", "ema_updates", "rollbacks"):
-        count = state.get(name, 0) if name == "rollbacks" else state[name]
+    for name in ("step", "position", "ema_updates", *LATER):
+        count = state.get(name, 0) if name in LATER else state[name]
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"{name} is {count!r}")
 
