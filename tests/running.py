@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 import toolkit.train
 from tests.conftest import REPOSITORY
 from toolkit.config import TrainConfig
+from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
 from toolkit.run_folder.checkpoint import GENERATOR, NETWORKS, OPTIMIZERS, STATE
 from toolkit.run_folder.records import read_log
@@ -51,6 +52,12 @@ def lone_trainer(shard_folder: Path, precision: str = "no", **options) -> Traine
     AcceleratorState._reset_state(reset_partial_state=True)
     config = TrainConfig(**{"data": str(shard_folder), **TINY, **options})
     return Trainer(config, Accelerator(cpu=True, mixed_precision=precision), ShardSet(shard_folder))
+
+
+def next_batch(trainer: Trainer) -> Batch:
+    """The first micro-batch of the trainer's next step."""
+    trainer.fetch()
+    return trainer.feed.take()[0][0]
 
 
 def launch(

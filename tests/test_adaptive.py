@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.running import lone_trainer, train
+from tests.running import lone_trainer, next_batch, train
 from toolkit.adaptive import Adaptive, AdaptiveOptions
 from toolkit.draws import StepDraws
 from toolkit.run_folder.records import read_log
@@ -138,7 +138,7 @@ def test_each_flag_trains_is_logged_and_saved(shard_folder, tmp_path, flag):
 def test_the_scale_multiplies_the_penalty_of_d(shard_folder):
     """Twice the scale: D's loss is larger by r1_penalty * r1_interval * R1."""
     one = lone_trainer(shard_folder, adaptive_r1=True, r1_penalty=3.0, r1_interval=4)
-    batch, noise = one._next_batches()[0], StepDraws(0, 8, 0, 0)
+    batch, noise = next_batch(one), StepDraws(0, 8, 0, 0)
     once, stats = one.discriminator_loss(batch, noise)
     one.adaptive.r1_scale = 2.0
     twice, _ = one.discriminator_loss(batch, noise)

@@ -18,7 +18,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
     {"shard_format"},
     {"shard_reader", "checkpoint"},
     {"dataset", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},
-    {"sampling"},
+    {"sampling", "feed"},
     {"sample_grid", "trainer", "plots", "checkup"},
     {"reports", "score", "micro_batch", "pace"},
     {"run", "start"},

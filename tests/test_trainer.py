@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.running import TINY, lone_trainer, run_training
+from tests.running import TINY, lone_trainer, next_batch, run_training
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
@@ -53,7 +53,7 @@ def test_a_step_moves_both_networks_and_the_average(shard_folder):
 
 def test_the_g_phase_leaves_d_alone_and_d_is_thawed_even_after_an_error(shard_folder):
     one = trainer(shard_folder)
-    batch = one._next_batches()[0]
+    batch = next_batch(one)
     from toolkit.draws import StepDraws
 
     before = {name: value.clone() for name, value in one.D.named_parameters()}
@@ -201,7 +201,7 @@ def test_penalties_under_bf16_are_those_of_fp32_and_d_never_leaves_it(shard_fold
     on = {"r1_penalty": 0.0, "r2_penalty": 0.0, "diffaug": "", "mismatch_weight": 0.0, penalty: 1.0}
     for precision in ("no", "bf16"):
         one = lone_trainer(shard_folder, precision, **on)
-        batch, noise = one._next_batches()[0], StepDraws(0, 8, 0, 0)
+        batch, noise = next_batch(one), StepDraws(0, 8, 0, 0)
         images = torch.linspace(-1, 1, 8 * 3 * 16 * 16).reshape(8, 3, 16, 16).requires_grad_()
         seen = kinds.setdefault(precision, [])
         layers = [layer for layer in one.D.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
@@ -232,7 +232,7 @@ def test_r1_of_a_linear_d_is_half_its_squared_weights(shard_folder):
         return Verdict(logits, logits, ())
 
     one.D = linear
-    batch = one._next_batches()[0]
+    batch = next_batch(one)
     losses = [one.discriminator_loss(batch, StepDraws(0, 8, 0, 0)) for one.step_number in (0, 1)]
     r1 = w.square().sum().item() / 2
     assert losses[0][1]["r1"].item() == pytest.approx(r1, rel=1e-5) and "r1" not in losses[1][1]

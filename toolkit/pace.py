@@ -71,7 +71,7 @@ def _step(trainer: Trainer, number: int) -> float:
 def _loading(trainer: Trainer) -> float:
     """Mean over batches read without a pause, once those that the loading processes had in stock are gone."""
     config, pin = trainer.config, trainer.device.type == "cuda"
-    stream = batches(trainer.dataset, 0, config.batch, trainer.share, trainer.parts, config.workers, pin)
+    stream = batches(trainer.feed.dataset, 0, config.batch, trainer.share, trainer.parts, config.workers, pin)
     stock = 1 + -(-4 * config.workers // trainer.parts)
     for _ in range(stock):
         next(stream)

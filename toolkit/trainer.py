@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from toolkit import draws
 from toolkit.adaptive import Adaptive
 from toolkit.config import TrainConfig
-from toolkit.data.dataset import Batch, ShardDataset, batches
+from toolkit.data.dataset import Batch, ShardDataset
+from toolkit.data.feed import Feed
 from toolkit.data.images import to_float
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
@@ -34,9 +35,8 @@ class Trainer:
         self.accelerator, self.shards = accelerator, shards
         self.device = accelerator.device
         self.configure(config)
-        self.dataset = ShardDataset(shards, config.seed, mismatch=config.mismatch_weight > 0)
-        self._data: Iterator[list[Batch]] | None = None
-        self._fetched: list[list[Batch]] = []
+        dataset = ShardDataset(shards, config.seed, mismatch=config.mismatch_weight > 0)
+        self.feed = Feed(dataset, config.batch, config.workers, self.device)
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
         G, D = (kind(config).to(memory_format=torch.channels_last) for kind in (Generator, Discriminator))
         half_life = config.ema_kimg and config.ema_kimg * 1000
@@ -102,14 +102,13 @@ class Trainer:
 
     def fetch(self) -> None:
         """Load the pictures of the next step. Only here does a step wait for data, and it may be interrupted."""
-        while len(self._fetched) < self.adaptive.d_steps:
-            self._fetched.append(self._next_batches())
+        self.feed.fetch(self.position, self.share, self.parts, self.adaptive.d_steps)
 
     def step(self) -> Scalars:
         """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, EMA. Returns scalars."""
         self.fetch()
-        stats, (pictures, self._fetched) = {}, (self._fetched, [])
-        for k, micro_batches in enumerate(pictures):
+        stats = {}
+        for k, micro_batches in enumerate(self.feed.take()):
             power_iteration(self.D)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
             stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)
@@ -206,9 +205,7 @@ class Trainer:
 
     def close(self) -> None:
         """Stop the data workers; the next step starts them again at `position`."""
-        if self._data is not None:
-            self._data.close()
-        self._data, self._fetched = None, []
+        self.feed.close()
 
     def unwrap(self, network: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(network)
@@ -235,14 +232,6 @@ class Trainer:
             seen = torch.stack([stats[name] for name in ("logit_real", "logit_fake", "real_sign", "fake_sign")])
             seen = self.accelerator.reduce(seen.float(), reduction="mean")
             self.adaptive.observe(seen[:2], seen[2:])
-
-    def _next_batches(self) -> list[Batch]:
-        if self._data is None:
-            config, pin = self.config, self.device.type == "cuda"
-            self._data = batches(
-                self.dataset, self.position, config.batch, self.share, self.parts, config.workers, pin
-            )  # fmt: skip
-        return [batch.to(self.device) for batch in next(self._data)]
 
     def _phase(self, network: nn.Module, lr: float) -> Phase:
         config = self.config

@@ -97,7 +97,7 @@ class Scenarios:
             seen = set()
             for _ in range(20):
                 trainer.fetch()
-                seen |= {row for part in trainer._fetched for batch in part for row in range(8)[batch.rows]}
+                seen |= {row for part in trainer.feed._ready for batch in part for row in range(8)[batch.rows]}
                 trainer.step()
             trainer.average_statistics()
             trainer.close()
