@@ -39,7 +39,7 @@ def train(shard_folder: Path, out_dir: Path, plot: Callable = lambda run: None, 
         with (
             mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"),
             mock.patch("toolkit.reports.plot_training", plot),
-            mock.patch("toolkit.memory.estimate"),
+            mock.patch("toolkit.checks.memory.estimate"),
         ):
             toolkit.train.main(config)
     finally:

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.conftest import REPOSITORY
-from toolkit import checkup, doctor
-from toolkit.checkup import FAIL, OK, WARN, Report, check_encoder, check_machine, check_memory, checkpoint_bytes
+from toolkit import doctor
+from toolkit.checks import checkup
+from toolkit.checks.checkup import FAIL, OK, WARN, Report, check_encoder, check_machine, check_memory, checkpoint_bytes
+from toolkit.checks.pace import Pace
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.text_encoder import EncoderIdentity
-from toolkit.pace import Pace
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.snapshot import take_snapshot
 from toolkit.trainer import Trainer

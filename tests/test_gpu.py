@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 from tests.running import TINY, lone_trainer
-from toolkit import memory
+from toolkit.checks import memory
+from toolkit.checks.micro_batch import largest_micro_batch
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
-from toolkit.launch import start_accelerator
-from toolkit.micro_batch import largest_micro_batch
+from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder.records import Window
 from toolkit.trainer import Trainer
 

@@ -19,7 +19,7 @@ from toolkit import command_line
 from toolkit import train as command
 from toolkit.config import TrainConfig
 from toolkit.errors import UserError
-from toolkit.launch import start_accelerator
+from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder.checkpoint import checkpoints, newest_valid
 from toolkit.run_folder.records import read_log
 

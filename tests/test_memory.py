@@ -13,14 +13,14 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from tests.running import train
-from toolkit import micro_batch
+from toolkit.checks import micro_batch
+from toolkit.checks.memory import estimate, explain_out_of_memory, is_out_of_memory, saved_bytes
+from toolkit.checks.micro_batch import agreed, largest_micro_batch, largest_that_fits
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
-from toolkit.memory import estimate, explain_out_of_memory, is_out_of_memory, saved_bytes
-from toolkit.micro_batch import agreed, largest_micro_batch, largest_that_fits
 from toolkit.networks.models import Discriminator, Generator, count_parameters
 from toolkit.trainer import Trainer, frozen
 
@@ -263,7 +263,7 @@ import sys, torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
-from toolkit.micro_batch import agreed, largest_that_fits
+from toolkit.checks.micro_batch import agreed, largest_that_fits
 from toolkit.trainer import Trainer
 def start():
     config = TrainConfig(data=sys.argv[1], resolution=16, base_ch=4, z_dim=8, batch=16, workers=0, g_norm="group")

@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.running import assert_equal_runs, finish, launch, train
 from toolkit.data.shard_reader import ShardSet
+from toolkit.launching.stopping import STOP_FILE
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import find_problem
 from toolkit.run_folder.records import read_log
 from toolkit.run_folder.sample_grid import SampleGrid
-from toolkit.stopping import STOP_FILE
 from toolkit.trainer import Trainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -126,7 +126,7 @@ def test_the_stop_file_ends_the_run_once(shard_folder, tmp_path, whole, monkeypa
     run, now = tmp_path / "run", iter(range(0, 10**6, 3))
     at_call(monkeypatch, Trainer, "generator_loss", 3, (run / STOP_FILE).touch)
     with monkeypatch.context() as patch:
-        patch.setattr("toolkit.stopping.time", type("Clock", (), {"monotonic": lambda: next(now)}))
+        patch.setattr("toolkit.launching.stopping.time", type("Clock", (), {"monotonic": lambda: next(now)}))
         assert exit_code(shard_folder, run) == 75
     assert not (run / STOP_FILE).exists()
     assert_stopped_whole_and_goes_on(shard_folder, run, whole, 3, capsys, "the stop file")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY, draw
 from toolkit.data.decoding import decode_picture
+from toolkit.launching.stopping import BY_FILE, SIGNALS, STOP_FILE, StopRequest, exit_code
 from toolkit.run_folder.heartbeat import Heartbeat
-from toolkit.stopping import BY_FILE, SIGNALS, STOP_FILE, StopRequest, exit_code
 
 
 @pytest.fixture

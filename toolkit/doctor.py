@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from toolkit import memory
-from toolkit.checkup import (
+from toolkit.checks import memory
+from toolkit.checks.checkup import (
     FAIL,
     OK,
     WARN,
@@ -25,13 +25,13 @@ from toolkit.checkup import (
     checkpoint_bytes,
     open_data,
 )
+from toolkit.checks.micro_batch import largest_micro_batch
+from toolkit.checks.pace import Pace, measure
 from toolkit.command_line import run
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.launch import start_accelerator
-from toolkit.micro_batch import largest_micro_batch
-from toolkit.pace import Pace, measure
+from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder import checkpoint
 from toolkit.trainer import Trainer
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from toolkit import stopping
 from toolkit.errors import Diverged, NotSaved, UserError
-from toolkit.processes import Processes
+from toolkit.launching import stopping
+from toolkit.launching.processes import Processes
 from toolkit.reports import ACTIONS, Reports, Score
 from toolkit.run_folder import checkpoint, heartbeat
 from toolkit.run_folder.records import Window

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from toolkit import memory, stopping
+from toolkit.checks import memory
+from toolkit.checks.micro_batch import largest_micro_batch
 from toolkit.command_line import dump, run
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError, check
-from toolkit.launch import check_data, start_accelerator
-from toolkit.micro_batch import largest_micro_batch
+from toolkit.launching import stopping
+from toolkit.launching.launch import check_data, start_accelerator
+from toolkit.launching.processes import Processes
+from toolkit.launching.start import open_run_folder
 from toolkit.networks.models import Discriminator, Generator, count_parameters
-from toolkit.processes import Processes
 from toolkit.reports import Score
 from toolkit.run import Run, describe_end
 from toolkit.score import SwdScore
-from toolkit.start import open_run_folder
 from toolkit.trainer import Trainer
 
 

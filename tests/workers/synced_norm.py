@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tests.running import TINY
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
-from toolkit.launch import start_accelerator
+from toolkit.launching.launch import start_accelerator
 from toolkit.trainer import Trainer
 
 

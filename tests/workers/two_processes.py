@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.running import QUIET
-from toolkit import launch, start
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import Diverged, NotSaved, UserError
-from toolkit.processes import Processes
+from toolkit.launching import launch, start
+from toolkit.launching.processes import Processes
 from toolkit.run import Run
 from toolkit.trainer import Trainer
 

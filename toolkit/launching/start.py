@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from toolkit.config import TrainConfig
 from toolkit.errors import UserError
-from toolkit.processes import Processes
+from toolkit.launching.processes import Processes
+from toolkit.launching.stopping import STOP_FILE
 from toolkit.run_folder import checkpoint, heartbeat
 from toolkit.run_folder.lock import RunLock
-from toolkit.stopping import STOP_FILE
 
 
 class Start(NamedTuple):

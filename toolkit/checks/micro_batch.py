@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from toolkit.checks.memory import explain_out_of_memory, is_out_of_memory
 from toolkit.data.dataset import Batch
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
-from toolkit.memory import explain_out_of_memory, is_out_of_memory
 from toolkit.trainer import Trainer, frozen
 
 

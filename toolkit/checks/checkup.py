@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from toolkit import memory
+from toolkit.checks import memory
+from toolkit.checks.memory import gib
 from toolkit.config import TrainConfig
 from toolkit.data.decoding import decode_picture
 from toolkit.data.shard_reader import ShardSet
@@ -22,8 +23,7 @@ from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.open_clip_encoder import check_open_clip_name
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.launch import check_data
-from toolkit.memory import gib
+from toolkit.launching.launch import check_data
 from toolkit.networks.models import Discriminator, Generator
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.lock import LOCK_NAME
