@@ -333,3 +333,13 @@ def test_two_processes_give_one_report(shard_folder, tmp_path):
 def test_two_processes_that_cannot_train_say_so_once(shard_folder, tmp_path):
     code, lines = run_doctor(shard_folder, tmp_path / "run", "--batch", "7")
     assert code != 0 and lines[-1] == "not ready: data" and sum("divisible" in line for line in lines) == 1
+
+
+def test_a_command_that_started_from_another_run_is_judged_by_where_it_has_got_to(shard_folder, tmp_path):
+    """As training does: --resume_from OTHER counts until out_dir has a checkpoint of its own."""
+    other = saved_run(shard_folder, tmp_path / "other")
+    config = TrainConfig(data=str(shard_folder), out_dir=str(tmp_path / "run"), resume_from=str(other))
+    assert doctor.find_start(Report(False), config) == other
+    own = tmp_path / "run" / other.name
+    shutil.copytree(other, own)
+    assert doctor.find_start(Report(False), config) == own

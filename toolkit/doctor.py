@@ -109,6 +109,9 @@ def find_start(report: Report, config: TrainConfig) -> Path | None:
         if problem := checkpoint.find_problem(chosen):
             report.add(FAIL, "resume", f"checkpoint {chosen}: {problem}; choose another --resume_from")
             return None
+        own, _ = checkpoint.newest_valid(Path(config.out_dir))
+        if own is not None and chosen.resolve().parent != own.resolve().parent:
+            chosen = own  # as training does: it has gone on from there before
     else:
         chosen, passed_over = checkpoint.newest_valid(Path(config.out_dir))
     for line in passed_over:
