@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -39,9 +40,11 @@ class EmbedOptions:
     encoder_weights: Path | None = None
     """Local copy of the tag's weights file; default: open_clip's cache or download."""
     batch: int = 256
-    """Captions encoded between two writes, 1 to 65536."""
+    """Samples encoded between two writes, 1 to 65536; sorted by length, and large ones keep a GPU busier."""
     device: str = "auto"
     """Where the encoder runs: cpu, cuda, cuda:1, or auto (cuda if there is one)."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """fp16: faster on a GPU, refused on a CPU; the vectors' direction changes by about 1e-3."""
     where: str = ""
     """FIELD=VALUE: only the table rows with that value, e.g. split=train; default all."""
     file_column: str = ""
@@ -68,7 +71,7 @@ def main(options: EmbedOptions) -> None:
     if not captions:
         raise UserError(f"no usable caption in {options.input_dir}{first_few(problems)}")
     folder, name = options.output_dir, options.encoder or f"{options.model}/{options.pretrained}"
-    encoder = load_cached(name, options.encoder_weights, options.device)
+    encoder = load_cached(name, options.encoder_weights, options.device, options.precision == "fp16")
     identity = EncoderIdentity.of(encoder.encoder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,9 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
     many as fit on the card, tried out before training."""
     workers: int = 2
     """Data loading processes per training process; 0 loads in the training process."""
+    max_bad: float = 0.01
+    """Most damaged samples, as a share of those read so far (of 1,000 at least), that others may stand in for; more end
+    the run, with 0 the first."""
     seed: int = 0
     """Seed of every random draw: order, captions, noise, augmentation, initial weights."""
 
@@ -193,7 +196,8 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
             value = getattr(self, name)
             check(value is None or 0 < value < 1e9, name, value, "a number above 0")
         check(self.batch_gpu in (None, "auto") or self.batch_gpu >= 1, "batch_gpu", self.batch_gpu, "at least 1")
-        check(0 <= self.augment_p <= 1, "augment_p", self.augment_p, "from 0 to 1")
+        for name in ("augment_p", "max_bad"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         check(1 <= self.timeout <= 10**7, "timeout", self.timeout, "at least 1 second")
         check(1 <= self.d_steps <= 8, "d_steps", self.d_steps, "from 1 to 8")
         check(

@@ -1,12 +1,13 @@
 """The score of a checkpoint during training, by which the best one is kept. Lower is better."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from toolkit import draws
 from toolkit.config import TrainConfig
-from toolkit.data.decoding import decode_picture
-from toolkit.data.images import from_pil
+from toolkit.data.dataset import sound_samples
 from toolkit.data.shard_reader import ShardSet
 from toolkit.networks.ema import EMA
 from toolkit.sampling import sample
@@ -26,14 +27,14 @@ class SwdScore:
 
     def __call__(self, ema: EMA) -> float:
         real, text = self._read()
-        z = draws.sample_noise(list(range(self.count)), self.config.z_dim)
+        z = draws.sample_noise(list(range(len(real))), self.config.z_dim)
         return sliced_wasserstein(real, sample(ema.module, z, text))["swd"]
 
     def _read(self) -> tuple[Tensor, Tensor]:
         """uint8 [N, 3, R, R] and float32 [N, E], once."""
         if self._real is None:
-            chosen = draws.permutation(len(self.shards), self.config.seed, epoch=-2)[: self.count].tolist()
-            samples = [self.shards.read(number) for number in chosen]
-            pictures = torch.stack([from_pil(decode_picture(one.picture)) for one in samples])
-            self._real = pictures, torch.stack([one.vectors[0] for one in samples])
+            numbers = draws.permutation(len(self.shards), self.config.seed, epoch=-2).tolist()
+            pairs = list(itertools.islice(sound_samples(self.shards, numbers), self.count))
+            pictures = torch.stack([picture for _, picture in pairs])
+            self._real = pictures, torch.stack([one.vectors[0] for one, _ in pairs])
         return self._real

@@ -36,7 +36,7 @@ class Trainer:
         self.device = accelerator.device
         self.configure(config)
         dataset = ShardDataset(shards, config.seed, mismatch=config.mismatch_weight > 0)
-        self.feed = Feed(dataset, config.batch, config.workers, self.device)
+        self.feed = Feed(dataset, config.batch, config.workers, self.device, config.max_bad)
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
         G, D = (kind(config).to(memory_format=torch.channels_last) for kind in (Generator, Discriminator))
         half_life = config.ema_kimg and config.ema_kimg * 1000
@@ -107,8 +107,11 @@ class Trainer:
     def step(self) -> Scalars:
         """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, EMA. Returns scalars."""
         self.fetch()
-        stats = {}
-        for k, micro_batches in enumerate(self.feed.take()):
+        read, bad = self.feed.read, self.feed.bad
+        ready = self.feed.take()
+        replaced = (self.feed.bad - bad) / (self.feed.read - read)
+        stats = {"bad_samples": torch.full((), replaced, device=self.device)}
+        for k, micro_batches in enumerate(ready):
             power_iteration(self.D)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
             stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)

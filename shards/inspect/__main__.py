@@ -11,6 +11,7 @@ from shards.inspect.checks import (
     check_embeddings,
     check_encoder,
     check_hashes,
+    check_index,
     check_pictures,
     check_sizes,
     picture_format,
@@ -31,7 +32,7 @@ class InspectOptions:
     data: Path
     """The shard folder; may also stand first without its flag."""
     verify: bool = False
-    """Also read every byte and compare SHA-256 with the manifest; default false."""
+    """Also read every byte and compare SHA-256 with the manifest, and the index with the tars; default false."""
     encoder: str = ""
     """Ask whether this encoder made the embeddings; default: the one the manifest names."""
     encoder_weights: Path | None = None
@@ -80,7 +81,7 @@ def _ask(options: InspectOptions, manifest: Manifest) -> tuple[list[Check], list
     if shard_set is None:
         return [sizes, hashes, Check("samples", "not checked", "the folder does not open")], []
     samples, readable = read_evenly(shard_set, options.samples)
-    checks = [sizes, hashes, readable]
+    checks = [sizes, hashes, *([check_index(shard_set)] if options.verify else []), readable]
     if samples:
         checks += [
             check_pictures(samples, manifest.resolution),

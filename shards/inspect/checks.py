@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from toolkit.data.decoding import FORMATS, decode_picture
-from toolkit.data.shard_format import INDEX_NAME, Manifest, file_sha256
+from toolkit.data.shard_format import INDEX_NAME, Manifest, file_sha256, index_tar
 from toolkit.data.shard_reader import Sample, ShardSet
 from toolkit.encoders.text_encoder import SAME_ENCODER_COSINE, load_encoder
 from toolkit.errors import UserError
@@ -55,6 +55,26 @@ def check_hashes(folder: Path, manifest: Manifest) -> Check:
         if (folder / name).is_file() and file_sha256(folder / name) != sha256
     ]
     return judge("sha256", missing + changed, f"{len(expected)} files equal to what was written")
+
+
+def check_index(shard_set: ShardSet) -> Check:
+    """Does every tar hold the samples that index and manifest say, at these places, and nothing hostile?
+
+    Hashes tell what has changed since it was written; this tells what was wrong from the beginning.
+    """
+    failures, start = [], 0
+    for number, shard in enumerate(shard_set.manifest.shards):
+        try:
+            rows = index_tar(shard_set.folder / shard.name, number)
+        except UserError as error:
+            failures.append(str(error))
+        else:
+            if len(rows) != shard.samples:
+                failures.append(f"{shard.name} holds {len(rows)} samples, the manifest says {shard.samples}")
+            elif not np.array_equal(rows, shard_set.index[start : start + shard.samples]):
+                failures.append(f"{shard.name} has its samples at other places than {INDEX_NAME} says")
+        start += shard.samples
+    return judge("index", failures, f"{start:,} samples where the index says, each whole")
 
 
 def read_evenly(shard_set: ShardSet, count: int) -> tuple[list[Sample], Check]:

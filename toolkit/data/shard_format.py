@@ -7,7 +7,9 @@ The index is ours because random access makes sample order a pure function of (s
 
 import dataclasses
 import hashlib
+import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -29,6 +31,11 @@ INDEX_COLUMNS = (
     "vector_size",
 )
 MAX_MEMBER_BYTES = 256 * 2**20
+MAX_HEADER_BYTES = 2**20
+"""Of one tar header with its extensions (long names, pax records)."""
+MAX_MANIFEST_BYTES = 256 * 2**20
+CODE_SUFFIXES = ("pyd", "pkl", "pickle", "pth", "pt")
+"""Members that other WebDataset readers unpickle, which runs whatever code they hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,54 +77,142 @@ class Manifest:
         """Raises UserError if the folder is no shard folder or its manifest is damaged."""
         path = folder / MANIFEST_NAME
         if not folder.is_dir():
-            raise UserError(f"no shard folder at {folder}; build one with python -m shards.create")
+            raise UserError(f"no shard folder at {folder}; {_what_to_pass(str(folder))}")
         if not path.is_file():
             raise UserError(f"{folder} holds no {MANIFEST_NAME}; build shards with python -m shards.create")
         try:
+            if path.stat().st_size > MAX_MANIFEST_BYTES:
+                raise ValueError(f"larger than {MAX_MANIFEST_BYTES:,} bytes")
             fields = json.loads(path.read_text(encoding="utf-8"))
             if fields["version"] != FORMAT_VERSION:
-                raise UserError(f"{path} has format version {fields['version']}, this toolkit reads {FORMAT_VERSION}")
+                version = repr(fields["version"])[:80]
+                raise UserError(f"{path} has format version {version}, this toolkit reads {FORMAT_VERSION}")
             shards = tuple(ShardFile(**shard) for shard in fields["shards"])
             identity = EncoderIdentity.from_json(fields["encoder"])
-            identity.vectors()  # ValueError if they do not fit the width
-            return cls(**{**fields, "shards": shards, "encoder": identity})
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); build the shards again") from None
+            found = cls(**{**fields, "shards": shards, "encoder": identity})
+            found._check()
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"{path} is damaged ({reason}); build the shards again") from None
+        return found
+
+    def _check(self) -> None:
+        """Types and ranges, so that nothing read later trusts a hostile file. Raises ValueError."""
+        counts = {"samples": self.samples, "distinct_captions": self.distinct_captions, "resolution": self.resolution}
+        for shard in self.shards:
+            counts |= {f"samples of {shard.name!r}": shard.samples, f"bytes of {shard.name!r}": shard.bytes}
+            # Only names of files beside the manifest: no other place can be read through it.
+            name = shard.name
+            if (
+                not isinstance(name, str)
+                or not re.fullmatch(r"[^/\\]+", name)
+                or not name.isprintable()
+                or name == ".."
+            ):
+                raise ValueError(f"shard name {str(shard.name)[:80]!r}")
+        for what, count in counts.items():
+            if type(count) is not int or not 0 < count < 2**62:
+                raise ValueError(f"{what} is {str(count)[:80]!r}")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("a shard is listed twice")
+        texts = (self.index_sha256, self.encoder.name, *self.encoder.probe_captions, *(s.sha256 for s in self.shards))
+        if not all(isinstance(text, str) for text in texts) or not self.encoder.name.isprintable():
+            raise ValueError("a name or hash is no text")
+        if type(self.encoder.dimension) is not int or self.encoder.dimension < 1:
+            raise ValueError(f"encoder dimension {str(self.encoder.dimension)[:80]!r}")
+        self.encoder.vectors()  # ValueError if they do not fit the width
+
+
+def _what_to_pass(folder: str) -> str:
+    """Addresses, commands and patterns, which webdataset would run or fetch, are only ever names of folders here."""
+    if re.match(r"[A-Za-z][\w+.-]*:", folder) or re.search(r"[{}*$]|::", folder):
+        return "pass a local folder: addresses, commands and patterns are not followed"
+    return "build one with python -m shards.create"
+
+
+class _TarReader(io.FileIO):
+    """A file whose reads are as small as headers are: tarfile would read whatever length a header claims."""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return super().read(size)
 
 
 def index_tar(path: Path, shard: int) -> np.ndarray:
     """One row of INDEX_COLUMNS per sample, int64 [N, 7], byte offsets into the tar.
 
     Strict where tarfile and webdataset are lenient (a damaged header would end a tar early without a word): every
-    sample must be complete, its members adjacent, and the tar must end with its two zero blocks.
+    sample must be complete under a key of its own, its members adjacent plain files, and after the end mark nothing
+    may follow. Reads headers only. Raises UserError naming the tar for anything else.
     """
-    rows: list[list[int]] = []
-    columns = {"txt": 3, "npy": 5} | dict.fromkeys(PICTURE_SUFFIXES, 1)
-    last_key = None
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
     try:
-        with tarfile.open(path, "r:") as tar:  # 'r:' and not 'r:*': a gzip bomb is not unpacked in passing
-            for member in tar:
-                key, _, suffix = Path(member.name).name.partition(".")
-                if not member.isreg() or member.size > MAX_MEMBER_BYTES:
-                    raise UserError(f"{path}: member {member.name} is no plain file of a sane size")
-                if key != last_key:
-                    rows.append([shard, 0, 0, 0, 0, 0, 0])
-                    last_key = key
-                if column := columns.get(suffix.lower()):
-                    if rows[-1][column]:  # of two neighbours with one key only one sample would be left
-                        raise UserError(f"{path}: {member.name} stands twice; sample names must differ")
-                    rows[-1][column : column + 2] = member.offset_data, member.size
+        with _TarReader(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # 'r:': no gzip bomb is unpacked
+            rows = _rows(path, shard, tar)
             end = tar.offset
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: no readable tar ({error}); it is damaged or truncated") from None
+    except UserError:
+        raise
+    except Exception as error:  # tarfile: TarError; on hostile headers ValueError, IndexError, RecursionError, ...
+        raise UserError(
+            f"{path}: no readable tar ({' '.join(str(error).split())}); it is damaged or truncated"
+        ) from None
     incomplete = sum(0 in row[1:] for row in rows)
     if incomplete or not rows:
         raise UserError(f"{path}: {incomplete} of {len(rows)} samples lack a picture, caption or embedding")
+    if not _ends_at(path, end):
+        raise UserError(f"{path}: no end mark after sample {len(rows)}; it is damaged or truncated")
+    return np.array(rows, dtype=np.int64)
+
+
+def _rows(path: Path, shard: int, tar: tarfile.TarFile) -> list[list[int]]:
+    rows: list[list[int]] = []
+    columns = {"txt": 3, "npy": 5} | dict.fromkeys(PICTURE_SUFFIXES, 1)
+    keys, last_key = set(), None
+    for member in tar:
+        key, suffix = _split(path, member)
+        if key != last_key:
+            if key in keys:
+                raise UserError(f"{path}: sample {key!r} stands twice or in pieces; sample names must differ")
+            rows.append([shard, 0, 0, 0, 0, 0, 0])
+            keys.add(key)
+            last_key = key
+        if column := columns.get(suffix):
+            if rows[-1][column]:  # of two neighbours with one key only one sample would be left
+                raise UserError(f"{path}: {member.name} stands twice; sample names must differ")
+            rows[-1][column : column + 2] = member.offset_data, member.size
+    return rows
+
+
+def _split(path: Path, member: tarfile.TarInfo) -> tuple[str, str]:
+    """(key with its folder, suffix in lower case) as webdataset splits names. Raises UserError for hostile members."""
+    name = member.name
+    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+    if not plain or not 0 <= member.size <= MAX_MEMBER_BYTES:
+        raise UserError(f"{path}: member {name!r} is no plain file of a sane size")
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or not name.isprintable():
+        raise UserError(f"{path}: member {name!r} points out of the shard or is no readable name")
+    folder, _, base = name.rpartition("/")
+    key, _, suffix = base.partition(".")
+    if suffix.lower().rpartition(".")[2] in CODE_SUFFIXES:
+        raise UserError(f"{path}: member {name!r} may hold code, which other readers would run; remove it")
+    return f"{folder}/{key}", suffix.lower()
+
+
+def _ends_at(path: Path, end: int) -> bool:
+    """Whether the end mark (two zero blocks) stands there and nothing but zeros after it.
+
+    tarfile takes a zeroed header, and any damaged one, for the end and says nothing.
+    """
     with path.open("rb") as file:
         file.seek(end)
-        if file.read(1024) != bytes(1024):  # tarfile takes a damaged header for the end and says nothing
-            raise UserError(f"{path}: no end mark after sample {len(rows)}; it is damaged or truncated")
-    return np.array(rows, dtype=np.int64)
+        if file.read(1024) != bytes(1024):
+            return False
+        while block := file.read(2**20):
+            if block.strip(b"\0"):
+                return False
+    return True
 
 
 def file_sha256(path: Path) -> str:

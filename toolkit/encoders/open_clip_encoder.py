@@ -6,7 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from toolkit.encoders.text_tower import TextTower
 from toolkit.errors import UserError, nearest
+
+SORTED_AT_ONCE = 16384
+"""Captions sorted by length together: 10 MB of token numbers, however many are given."""
+
+FEW = 4
+"""Captions that are computed with all columns: so an encoder's fingerprint, of three, keeps every byte that shards and
+checkpoints recorded; cut to their length, rounding would move some by the last of their 16 bits."""
+
+GPU_TOKENS, CPU_TOKENS = 16384, 640
+"""A batch's rows times columns. A CPU is twice as fast while a batch's activations fit its cache (measured on
+ViT-B-32: 640 tokens 1.0, 2,500 tokens 1.25, 10,000 tokens 2.0 times the time)."""
 
 
 class OpenClip(NamedTuple):
@@ -25,14 +37,42 @@ class OpenClipEncoder:
         clip = load_open_clip(name, weights, device)
         self.name = name
         self.model, self.tokenizer, self.device = clip.model, clip.tokenizer, device
+        self.tower = TextTower(clip.model)
         self.dimension = self.encode(["a"]).shape[1]
 
     @torch.inference_mode()
-    def encode(self, captions: list[str], batch: int = 128) -> Tensor:
-        """N captions -> float32 [N, E] on the CPU, unit length."""
-        chunks = [captions[i : i + batch] for i in range(0, len(captions), batch)]
-        vectors = [self.model.encode_text(self.tokenizer(chunk).to(self.device)).float() for chunk in chunks]
-        return torch.nn.functional.normalize(torch.cat(vectors), dim=1).cpu().clone()
+    def encode(self, captions: list[str], half: bool = False) -> Tensor:
+        """N captions -> float32 [N, E] on the CPU, unit length, in their order.
+
+        More than FEW are sorted by length and padded no further than their neighbours, which changes vectors by 1e-7.
+        `half`: float16 where autocast allows it, for GPUs; vectors then differ by up to 1e-3 in direction.
+        """
+        windows = [captions[i : i + SORTED_AT_ONCE] for i in range(0, len(captions), SORTED_AT_ONCE)]
+        with torch.autocast(torch.device(self.device).type, torch.float16, enabled=half):
+            return torch.cat([self._encode_sorted(self.tokenizer(w), len(captions) > FEW) for w in windows])
+
+    def _encode_sorted(self, tokens: Tensor, cut: bool) -> Tensor:
+        """int64 [N, L] -> float32 [N, E] on the CPU, unit length.
+
+        Longest first: a batch is as wide as its first row needs, and too little memory shows at once.
+        """
+        lengths = self.tower.lengths(tokens) if cut else torch.full((len(tokens),), tokens.shape[1])
+        lengths, order = lengths.sort(descending=True, stable=True)
+        sorted_tokens = tokens[order].to(self.device)
+        at_once = CPU_TOKENS if torch.device(self.device).type == "cpu" else GPU_TOKENS
+        parts, start = [], 0
+        while start < len(order):
+            width = self._width(int(lengths[start]), tokens.shape[1])
+            end = start + max(1, at_once // width)
+            parts.append(self.tower.encode(sorted_tokens[start:end], width).float())
+            start = end
+        vectors = torch.nn.functional.normalize(torch.cat(parts), dim=1).cpu()
+        return torch.empty_like(vectors).index_copy_(0, order, vectors)
+
+    def _width(self, length: int, most: int) -> int:
+        """Columns for rows of `length` tokens: GPUs multiply matrices fastest in steps of eight."""
+        steps = 8 if torch.device(self.device).type == "cuda" else 1
+        return min(-(-length // steps) * steps, most)
 
     def count_truncated(self, captions: list[str]) -> int:
         """How many captions are cut at the context length (77 tokens for CLIP), which open_clip does silently.

@@ -1,5 +1,6 @@
 """The pictures a run draws of itself: the same noise and captions every time."""
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -7,9 +8,10 @@ from torch import Tensor
 
 from toolkit import draws
 from toolkit.config import TrainConfig
-from toolkit.data.decoding import decode_picture
-from toolkit.data.images import from_pil, make_grid, save_png
-from toolkit.data.shard_reader import Sample, ShardSet
+from toolkit.data.dataset import read_decoded
+from toolkit.data.images import make_grid, save_png
+from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
+from toolkit.errors import UserError
 from toolkit.networks.ema import EMA
 from toolkit.sampling import sample
 
@@ -23,14 +25,14 @@ class SampleGrid:
     def __init__(self, shards: ShardSet, config: TrainConfig) -> None:
         self.shards, self.z_dim = shards, config.z_dim
         self.columns = min(COLUMNS, config.n_sample)
-        self.rows = _distinct(shards, config.seed, -(-config.n_sample // self.columns))
+        found = _distinct(shards, config.seed, -(-config.n_sample // self.columns))
+        self.rows, self.reals = [sample for sample, _ in found], torch.stack([picture for _, picture in found])
         count = min(config.n_sample, len(self.rows) * self.columns)
         self.text = torch.stack([self.rows[i // self.columns].vectors[0] for i in range(count)])
         self.z = draws.sample_noise([i % self.columns for i in range(count)], config.z_dim)
 
     def write_reals(self, run: Path) -> None:
         """reals.png, a real picture per row, and sample_captions.txt."""
-        self.reals = torch.stack([from_pil(decode_picture(row.picture)) for row in self.rows])
         save_png(make_grid(self.reals, 1), run / "reals.png")
         captions = "".join(f"{row.captions[0]}\n" for row in self.rows)
         (run / "sample_captions.txt").write_text(captions, encoding="utf-8")
@@ -51,13 +53,16 @@ class SampleGrid:
         return pictures[: full * self.columns].unflatten(0, (full, self.columns)), self.reals[:full]
 
 
-def _distinct(shards: ShardSet, seed: int, count: int) -> list[Sample]:
-    """The first `count` samples with different captions in a fixed random order; fewer if there are no more."""
-    found: dict[str, Sample] = {}
+def _distinct(shards: ShardSet, seed: int, count: int) -> list[tuple[Sample, Tensor]]:
+    """The first `count` sound samples with different captions in a fixed random order, and their pictures."""
+    found: dict[str, tuple[Sample, Tensor]] = {}
     wanted = min(count, shards.manifest.distinct_captions)
     for number in draws.permutation(len(shards), seed, epoch=-1).tolist():
-        sample = shards.read(number)
-        found.setdefault(sample.captions[0], sample)
+        with contextlib.suppress(DamagedSample):
+            if (caption := shards.read(number).captions[0]) not in found:
+                found[caption] = read_decoded(shards, number)
         if len(found) == wanted:
             break
+    if not found:
+        raise UserError(f"no sample of {shards.folder} can be read; run python -m shards.inspect {shards.folder}")
     return list(found.values())

@@ -1,0 +1,94 @@
+"""kill -9 a data worker: one line, exit code 1 and the last checkpoint, not a traceback nor a wait without end."""
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.running import finish, launch, train
+from toolkit.data.dataset import ShardDataset, batches
+from toolkit.data.shard_reader import ShardSet
+from toolkit.errors import UserError
+from toolkit.run_folder import checkpoint
+
+
+def children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def stream_of(shard_folder: Path, workers: int = 2):
+    return batches(ShardDataset(ShardSet(shard_folder), seed=0), 0, 8, slice(0, 8), 1, workers)
+
+
+LINE = r"data worker \d+ was killed \(signal 9\), most likely by the system for want of memory; lower --workers"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_between_two_batches(shard_folder, which):
+    """Nothing is raised where the main process is at that moment; the next batch is refused."""
+    before = children(os.getpid())
+    stream = stream_of(shard_folder)
+    next(stream)
+    workers = [child for child in children(os.getpid()) if child not in before]
+    assert len(workers) == 2
+    os.kill(workers[which], signal.SIGKILL)
+    time.sleep(0.3)  # SIGCHLD has come
+    with pytest.raises(UserError, match=LINE) as told:
+        next(stream)  # although there are batches in stock
+    assert "\n" not in str(told.value)
+    assert not set(workers) & set(children(os.getpid()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_while_the_batch_is_awaited(shard_folder, monkeypatch, number):
+    """A worker that dies in the middle of a read, as one does for want of memory."""
+    read, main = ShardSet.read, os.getpid()
+
+    def dying(self, i):
+        if os.getpid() != main and i == 7:
+            os.kill(os.getpid(), number)
+        return read(self, i)
+
+    monkeypatch.setattr(ShardSet, "read", dying)
+    with pytest.raises(UserError, match=rf"data worker \d+ was killed \(signal {number.value}\)"):
+        list(itertools.islice(stream_of(shard_folder), 30))
+
+
+def test_a_worker_that_exits(shard_folder, monkeypatch):
+    read, main = ShardSet.read, os.getpid()
+    monkeypatch.setattr(ShardSet, "read", lambda self, i: os._exit(9) if os.getpid() != main else read(self, i))
+    with pytest.raises(UserError, match=r"ended by itself \(exit code 9\); lower --workers"):
+        next(stream_of(shard_folder))
+
+
+def test_closing_after_a_death_takes_no_worker_along(shard_folder):
+    before = set(children(os.getpid()))
+    stream = stream_of(shard_folder)
+    next(stream)
+    os.kill(max(set(children(os.getpid())) - before), signal.SIGKILL)
+    stream.close()
+    assert set(children(os.getpid())) <= before
+    assert len(list(itertools.islice(stream_of(shard_folder), 3))) == 3  # and the next stream knows nothing of it
+
+
+def test_a_running_training(shard_folder, tmp_path):
+    run = tmp_path / "run"
+    process = launch(shard_folder, run, workers=2, iters=100_000, ckpt_every=5)
+    deadline = time.monotonic() + 120
+    while not (run / checkpoint.checkpoint_name(10)).is_dir() and time.monotonic() < deadline:
+        assert process.poll() is None, finish(process)[-2000:]
+        time.sleep(0.02)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    said = finish(process, timeout=60)
+    last = said.strip().splitlines()[-1]
+    assert process.returncode == 1 and f"data worker {workers[0]} was killed (signal 9)" in last, said[-2000:]
+    assert "for want of memory" in last and last.startswith("train: ") and "Traceback" not in said
+    assert not Path(f"/proc/{workers[1]}").exists()
+    newest, passed_over = checkpoint.newest_valid(run)
+    assert newest is not None and not passed_over and int(newest.name[5:]) >= 10
+    train(shard_folder, run, iters=int(newest.name[5:]) + 1)
