@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.writer import REPORT_NAME
+from shards.writer import PAGE_NAME, REPORT_NAME
 from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME
 from toolkit.durable import flush_to_disk
 from toolkit.errors import UserError
@@ -47,7 +47,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     present = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if present and not overwrite:
         raise UserError(f"{out} exists and is not empty; choose another --out or add --overwrite")
-    known = {MANIFEST_NAME, INDEX_NAME, REPORT_NAME}
+    known = {MANIFEST_NAME, INDEX_NAME, REPORT_NAME, PAGE_NAME}
     foreign = [name for name in present if name not in known and not name.endswith(".tar")]
     if foreign or (present and MANIFEST_NAME not in present):
         what = f"it holds {foreign[0]}" if foreign else f"it holds no {MANIFEST_NAME}"

@@ -8,7 +8,7 @@ import webdataset
 
 from toolkit.data.shard_format import INDEX_NAME, ShardFile, file_sha256, index_tar
 
-REPORT_NAME = "report.json"
+REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 
 
 class ShardWriter:
