@@ -14,6 +14,7 @@ from shards.inspect import __main__ as inspect_command
 from shards.inspect import checks
 from shards.inspect.__main__ import InspectOptions
 from tests.conftest import REPOSITORY
+from toolkit.command_line import data_first
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
@@ -143,9 +144,8 @@ def test_encoder_that_cannot_be_loaded_is_no_failure(shard_folder: Path, capsys,
 
 
 def test_folder_may_stand_first(shard_folder: Path) -> None:
-    flags = inspect_command._flag_first
-    assert flags([str(shard_folder), "--verify", "true"]) == ["--data", str(shard_folder), "--verify", "true"]
-    assert flags(["--data", "x"]) == ["--data", "x"] and flags([]) == []
+    assert data_first([str(shard_folder), "--verify", "true"]) == ["--data", str(shard_folder), "--verify", "true"]
+    assert data_first(["--data", "x"]) == ["--data", "x"] and data_first([]) == []
 
 
 def test_help_shows_how_it_was_started() -> None:

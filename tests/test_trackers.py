@@ -215,7 +215,7 @@ def test_where_a_key_is_looked_for(tmp_path, monkeypatch, environment, netrc, fo
         (tmp_path / "home").mkdir()
         (tmp_path / "home" / ".netrc").write_text(netrc + "\n")
         (tmp_path / "home" / ".netrc").chmod(0o600)
-    assert trackers._has_key() == found
+    assert trackers.has_wandb_key() == found
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])

@@ -66,6 +66,11 @@ def run(main: Callable[[Options], None], cls: type[Options], argv: list[str] | N
         sys.exit(130)
 
 
+def data_first(arguments: list[str]) -> list[str]:
+    """`DIR ...` -> `--data DIR ...`: the fields of an options class become flags only."""
+    return ["--data", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+
+
 def _parser(cls: type) -> ArgumentParser:
     parser = ArgumentParser(
         prog=_program(), description=cls.__doc__, default_meta=False, exit_on_error=False, allow_abbrev=False

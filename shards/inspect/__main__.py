@@ -17,7 +17,7 @@ from shards.inspect.checks import (
     picture_format,
     read_evenly,
 )
-from toolkit.command_line import run
+from toolkit.command_line import data_first, run
 from toolkit.data.shard_format import Manifest
 from toolkit.data.shard_reader import Sample
 from toolkit.errors import UserError, check
@@ -102,10 +102,5 @@ def _print(facts: dict, checks: list[Check], examples: list[list[str]]) -> None:
         print(f"  {' | '.join(captions)}")
 
 
-def _flag_first(arguments: list[str]) -> list[str]:
-    """`DIR ...` -> `--data DIR ...`: the fields of an options class become flags only."""
-    return ["--data", *arguments] if arguments and not arguments[0].startswith("-") else arguments
-
-
 if __name__ == "__main__":
-    run(main, InspectOptions, _flag_first(sys.argv[1:]))
+    run(main, InspectOptions, data_first(sys.argv[1:]))

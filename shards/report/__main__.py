@@ -9,7 +9,7 @@ from shards.report import pictures, sections
 from shards.report.findings import Findings, collect
 from shards.report.markup import document, text
 from shards.writer import PAGE_NAME, REPORT_NAME
-from toolkit.command_line import run
+from toolkit.command_line import data_first, run
 from toolkit.data.shard_reader import ShardSet
 from toolkit.durable import write_whole
 from toolkit.errors import UserError, check
@@ -88,10 +88,5 @@ def read_skipped(folder: Path) -> list[dict] | None:
         raise UserError(f"{path} is damaged ({error!r}); delete it or build the shards again") from None
 
 
-def _flag_first(arguments: list[str]) -> list[str]:
-    """`DIR ...` -> `--data DIR ...`: the fields of an options class become flags only."""
-    return ["--data", *arguments] if arguments and not arguments[0].startswith("-") else arguments
-
-
 if __name__ == "__main__":
-    run(main, ReportOptions, _flag_first(sys.argv[1:]))
+    run(main, ReportOptions, data_first(sys.argv[1:]))

@@ -1,6 +1,5 @@
 """What the doctor can check without training: machine, data, encoder, run folder, trackers, memory."""
 
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -26,7 +25,8 @@ from toolkit.errors import UserError
 from toolkit.launching.launch import check_data
 from toolkit.networks.models import Discriminator, Generator
 from toolkit.run_folder import checkpoint
-from toolkit.run_folder.lock import LOCK_NAME
+from toolkit.run_folder.lock import in_use
+from toolkit.run_folder.trackers import has_wandb_key
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 FEW_SAMPLES = 1000
@@ -136,7 +136,7 @@ def check_folder(report: Report, config: TrainConfig) -> float:
     except OSError as error:
         report.add(FAIL, "out_dir", f"{folder} cannot be written ({error.strerror}: {place}); choose another --out_dir")
         return math.inf
-    if _in_use(folder):
+    if in_use(folder):
         report.add(FAIL, "out_dir", f"{folder} is in use by another run; stop that one or choose another --out_dir")
     report.add(OK, "out_dir", f"{folder} is writable, {speed / 1e6:,.0f} MB/s" + ("" if place == folder else " (new)"))
     size, free = checkpoint_bytes(config), shutil.disk_usage(place).free
@@ -176,7 +176,7 @@ def check_trackers(report: Report, config: TrainConfig) -> None:
             report.add(
                 WARN, "tracker", f"{name} is not installed: pip install {name}; without it the local logs remain"
             )
-        elif name == "wandb" and config.wandb_mode == "online" and not _wandb_key():
+        elif name == "wandb" and config.wandb_mode == "online" and not has_wandb_key():
             report.add(WARN, "tracker", "wandb has no API key and would store the run offline; run wandb login")
         else:
             report.add(OK, "tracker", name if name != "wandb" else f"wandb, {config.wandb_mode}")
@@ -211,25 +211,6 @@ def _write_speed(place: Path) -> float:
         file.flush()
         os.fsync(file.fileno())
         return PROBE_BYTES / (time.perf_counter() - start)
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether a run holds the folder's lock (run_folder/lock.py). Asking changes nothing."""
-    path = folder / LOCK_NAME
-    if not path.is_file():
-        return False
-    with path.open("r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False
-
-
-def _wandb_key() -> bool:
-    return bool(os.environ.get("WANDB_API_KEY")) or Path(os.environ.get("NETRC", Path.home() / ".netrc")).is_file()
 
 
 def _count(number: int, noun: str) -> str:

@@ -22,7 +22,6 @@ class Processes:
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
-        self.accelerator = accelerator
         self.count, self.index = accelerator.num_processes, accelerator.process_index
         self.main = accelerator.is_main_process
         self._group = None

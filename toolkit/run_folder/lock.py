@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import IO
 
 from toolkit.errors import UserError
 
@@ -27,7 +28,7 @@ class RunLock:
         except OSError as error:
             raise UserError(f"out_dir {run} is not writable ({error.strerror}); choose another --out_dir") from None
         deadline = time.monotonic() + patience
-        while not self._try():
+        while not _lock(self._file):
             if time.monotonic() >= deadline:
                 raise UserError(
                     f"out_dir {run} is in use by {self._holder()}; stop that run or choose another --out_dir"
@@ -40,15 +41,6 @@ class RunLock:
         except OSError as error:
             raise UserError(f"out_dir {run} is not writable ({error.strerror}); choose another --out_dir") from None
 
-    def _try(self) -> bool:
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:  # a file system without locks: better unlocked than not at all
-            return True
-        return True
-
     def _holder(self) -> str:
         self._file.seek(0)
         try:
@@ -59,3 +51,23 @@ class RunLock:
 
     def release(self) -> None:
         self._file.close()
+
+
+def in_use(run: Path) -> bool:
+    """Whether another process holds the folder's lock. Asking changes nothing; the holder itself must not ask."""
+    path = run / LOCK_NAME
+    if not path.is_file():
+        return False
+    with path.open("r+b") as file:
+        return not _lock(file)
+
+
+def _lock(file: IO) -> bool:
+    """Take the lock if it is free, without waiting; False if another process holds it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks: better unlocked than not at all
+        return True
+    return True

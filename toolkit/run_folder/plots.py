@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.run_folder.best import BEST
-from toolkit.run_folder.records import read_log
+from toolkit.run_folder.records import read_events, read_log
 
 
 class Panel(NamedTuple):
@@ -58,12 +58,13 @@ def plot_training(run: Path) -> Path | None:
 
     columns = min(3, len(panels))
     rows, last = -(-len(panels) // columns), max(1, *(line["step"] for line in lines))
+    marked = [event for event in read_events(run) if event.get("level") in COLOURS]
     figure = Figure(figsize=(5 * columns, 3.75 * rows), layout="constrained")
     for number, panel in enumerate(panels, start=1):
         axis = figure.add_subplot(rows, columns, number)
         _draw(axis, panel, kept + scores, abandoned)
         axis.set_xlim(-0.02 * last, 1.02 * last)
-        events = [event for event in read_events(run) if event.get("level") in COLOURS and panel.title == "losses"]
+        events = marked if panel.title == "losses" else []
         _mark_events(axis, events)
         axis.legend(fontsize=8, **({"loc": "upper right", "bbox_to_anchor": (1, 0.72)} if events else {"loc": "best"}))
     figure.suptitle(f"{run.name}, step {lines[-1]['step']:,}")
@@ -120,19 +121,6 @@ def read_scores(run: Path) -> list[dict]:
         return [{"step": int(step), "score": value} for step, value in history]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def read_events(run: Path) -> list[dict]:
-    """Lines of events.json: step, level, name, text; none without the file. Half a line is passed over."""
-    path, events = run / "events.json", []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            event = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and _is_finite(event.get("step")):
-            events.append(event)
-    return events
 
 
 def _draw(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]) -> None:

@@ -29,10 +29,6 @@ class Window:
         for name, value in stats.items():
             self._values.setdefault(name, []).append(value.detach())
 
-    def clear(self) -> None:
-        self._values.clear()
-        self.steps = 0
-
     def read(self, accelerator) -> dict[str, float]:
         """Mean of each scalar over the window's steps and all processes, and the largest of each loss as `*_max`.
 
@@ -48,7 +44,8 @@ class Window:
         lengths = [len(names), *(len(columns[name]) for name in peaking)]
         means, *steps = accelerator.gather(mine[None]).mean(dim=0).split(lengths)
         peaks = {f"{name}_max": values.max().item() for name, values in zip(peaking, steps, strict=True)}
-        self.clear()
+        self._values.clear()
+        self.steps = 0
         return dict(zip(names, means.tolist(), strict=True)) | peaks
 
 
@@ -89,16 +86,26 @@ def _finite(value: object) -> bool:
 
 
 def read_log(run: Path) -> list[dict]:
-    """The lines of training_log.json; a half line, left by a kill or a full disk, is passed over."""
+    """The lines of training_log.json; none without the file."""
+    return _read_lines(run / LOG_NAME)
+
+
+def read_events(run: Path) -> list[dict]:
+    """The lines of events.json: step, level, name, text; none without the file."""
+    return _read_lines(run / EVENTS_NAME)
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """A half line, left by a kill or a full disk, is passed over, and so is one without a step."""
     lines = []
-    if (run / LOG_NAME).is_file():
-        for text in (run / LOG_NAME).read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and "step" in line:
-                lines.append(line)
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        step = line.get("step") if isinstance(line, dict) else None
+        if isinstance(step, int | float) and math.isfinite(step):
+            lines.append(line)
     return lines
 
 

@@ -23,7 +23,6 @@ class SampleGrid:
     """`n_sample` pictures whatever the batch size; row r is caption r of captions drawn once from the data."""
 
     def __init__(self, shards: ShardSet, config: TrainConfig) -> None:
-        self.shards, self.z_dim = shards, config.z_dim
         self.columns = min(COLUMNS, config.n_sample)
         found = _distinct(shards, config.seed, -(-config.n_sample // self.columns))
         self.rows, self.reals = [sample for sample, _ in found], torch.stack([picture for _, picture in found])

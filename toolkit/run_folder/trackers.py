@@ -84,7 +84,7 @@ class _Wandb:
 
         self._wandb = wandb
         mode, why = config.wandb_mode, ""
-        if mode == "online" and not _has_key():
+        if mode == "online" and not has_wandb_key():
             mode, why = "offline", "no API key: set WANDB_API_KEY or run `wandb login`"
         try:
             self._tracker = self._start(config, settings, run_id, mode)
@@ -170,7 +170,7 @@ class _TensorBoard:
         self._step = step
 
 
-def _has_key() -> bool:
+def has_wandb_key() -> bool:
     """Whether wandb finds a key without asking; a question at a terminal would hold up the run."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
