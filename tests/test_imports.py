@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "text_tower"},
-    {"adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
+    {"adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers", "npy"},
     {"monitor"},
     {"command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder", "perceptual"},
     {"text_encoder", "models"},

@@ -84,7 +84,7 @@ def _ask(options: InspectOptions, manifest: Manifest) -> tuple[list[Check], list
     checks = [sizes, hashes, *([check_index(shard_set)] if options.verify else []), readable]
     if samples:
         checks += [
-            check_pictures(samples, manifest.resolution),
+            check_pictures(samples, manifest),
             check_captions(samples),
             check_embeddings(samples, manifest.encoder.dimension),
             check_encoder(samples, manifest, options.encoder or manifest.encoder.name, options.encoder_weights),

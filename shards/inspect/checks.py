@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from toolkit.data.decoding import FORMATS, decode_picture
-from toolkit.data.shard_format import INDEX_NAME, Manifest, file_sha256, index_tar
+from toolkit.data.shard_format import INDEX_COLUMNS, INDEX_NAME, Manifest, file_sha256, list_tar
 from toolkit.data.shard_reader import Sample, ShardSet
 from toolkit.encoders.text_encoder import SAME_ENCODER_COSINE, load_encoder
 from toolkit.errors import UserError
@@ -47,7 +47,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> tuple[Check, ShardSet | Non
 
 def check_hashes(folder: Path, manifest: Manifest) -> Check:
     """Reads every byte."""
-    expected = {shard.name: shard.sha256 for shard in manifest.shards} | {INDEX_NAME: manifest.index_sha256}
+    expected = {file.name: file.sha256 for file in manifest.files} | {INDEX_NAME: manifest.index_sha256}
     missing = [f"{name} is missing" for name in expected if not (folder / name).is_file()]
     changed = [
         f"{name} has changed since it was written"
@@ -65,16 +65,27 @@ def check_index(shard_set: ShardSet) -> Check:
     failures, start = [], 0
     for number, shard in enumerate(shard_set.manifest.shards):
         try:
-            rows = index_tar(shard_set.folder / shard.name, number)
+            _, rows = list_tar(shard_set.folder / shard.name, number)
         except UserError as error:
             failures.append(str(error))
         else:
-            if len(rows) != shard.samples:
-                failures.append(f"{shard.name} holds {len(rows)} samples, the manifest says {shard.samples}")
-            elif not np.array_equal(rows, shard_set.index[start : start + shard.samples]):
-                failures.append(f"{shard.name} has its samples at other places than {INDEX_NAME} says")
+            failures += _misplaced(shard_set, number, rows, shard_set.index[start : start + shard.samples])
         start += shard.samples
     return judge("index", failures, f"{start:,} samples where the index says, each whole")
+
+
+def _misplaced(shard_set: ShardSet, number: int, rows: np.ndarray, indexed: np.ndarray) -> list[str]:
+    """What is wrong with the index of one shard, whose tar holds `rows`."""
+    manifest = shard_set.manifest
+    name, columns = manifest.shards[number].name, slice(0, len(INDEX_COLUMNS))
+    if manifest.vectors:  # then the tar may hold samples that the index leaves out, and has no say on the embeddings
+        columns = slice(0, INDEX_COLUMNS.index("vector_offset"))
+        rows = rows[np.isin(rows[:, 1], indexed[:, 1])]
+    if len(rows) != len(indexed):
+        return [f"{name} holds {len(rows)} samples, the manifest says {len(indexed)}"]
+    if not np.array_equal(rows[:, columns], indexed[:, columns]):
+        return [f"{name} has its samples at other places than {INDEX_NAME} says"]
+    return [f"{name}: a sample lacks picture, caption or embedding"] if (indexed[:, 1:] == 0).any() else []
 
 
 def read_evenly(shard_set: ShardSet, count: int) -> tuple[list[Sample], Check]:
@@ -89,17 +100,18 @@ def read_evenly(shard_set: ShardSet, count: int) -> tuple[list[Sample], Check]:
     return samples, judge("samples", failures, f"{len(numbers)} read, evenly spread")
 
 
-def check_pictures(samples: list[Sample], resolution: int) -> Check:
-    """Does every picture decode fully, at the manifest's size?"""
+def check_pictures(samples: list[Sample], manifest: Manifest) -> Check:
+    """Does every picture decode fully, at the manifest's size unless it is fitted on reading?"""
+    resolution = manifest.resolution
     failures = []
     for sample in samples:
         try:
             size = decode_picture(sample.picture).size
-            if size != (resolution, resolution):
+            if size != (resolution, resolution) and not manifest.fit:
                 failures.append(f"{size[0]}x{size[1]} px under the caption '{sample.captions[0]}'")
         except UserError as error:
             failures.append(f"{error} under the caption '{sample.captions[0]}'")
-    return judge("pictures", failures, f"decode at {resolution}x{resolution} px")
+    return judge("pictures", failures, f"decode, {resolution}x{resolution} px when read")
 
 
 def picture_format(sample: Sample) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from toolkit import draws
 from toolkit.data import loader_workers
-from toolkit.data.decoding import BadPicture, decode_picture
+from toolkit.data.decoding import BadPicture, decode_picture, fit_square
 from toolkit.data.images import from_pil
 from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
 from toolkit.errors import UserError
@@ -131,6 +131,8 @@ def read_decoded(shards: ShardSet, number: int) -> tuple[Sample, Tensor]:
     sample, side = shards.read(number), shards.manifest.resolution
     try:
         picture = decode_picture(sample.picture)
+        if shards.manifest.fit:
+            picture = fit_square(picture, side, shards.manifest.fit)
         if picture.size != (side, side):
             raise BadPicture(f"{picture.width}x{picture.height} px, not {side}x{side}")
     except BadPicture as error:

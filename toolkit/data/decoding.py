@@ -1,14 +1,21 @@
 """Picture files of any kind -> RGB of the asked size. Formats by allow-list, colours as a viewer would show them."""
 
+import contextlib
 import io
 import itertools
 import warnings
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
+from toolkit.data import npy
 from toolkit.errors import UserError
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
 
 # Image.open would otherwise probe forty parsers, Ghostscript among them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -17,6 +24,12 @@ MAX_PIXELS = 100_000_000
 """Largest width x height that is decoded; a decompression bomb announces itself in the header."""
 NEARLY_SRGB = 2
 """Levels; a colour profile that moves no colour further is taken for sRGB, and the picture stays as it is."""
+
+FAST_JPEG = simplejpeg is not None and features.check_feature("libjpeg_turbo")
+"""simplejpeg and Pillow then decode by the same library, to the same pixels."""
+PLAIN_JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
+FRAMES, TABLES, SCAN = (0xC0, 0xC2), (0xC4, 0xDB, 0xDD, 0xFE), 0xDA
+"""JPEG markers: baseline and progressive frames; Huffman and quantization tables, restart interval, comment; data."""
 
 
 class BadPicture(UserError):
@@ -30,6 +43,8 @@ def decode_picture(data: bytes, background: tuple[int, int, int] = (255, 255, 25
     (not clipped), CMYK, palette, grey and 1-bit become RGB, of an animation the first frame is taken.
     Raises BadPicture for anything else, for truncated data and for more than MAX_PIXELS.
     """
+    if data.startswith(npy.MAGIC):
+        return Image.fromarray(_raw(data))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
@@ -47,6 +62,47 @@ def decode_picture(data: bytes, background: tuple[int, int, int] = (255, 255, 25
         raise BadPicture(f"no {', '.join(FORMATS)} picture") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise BadPicture(f"damaged ({error})") from None
+
+
+def decode_pixels(data: bytes) -> np.ndarray:
+    """The pixels of `decode_picture`, uint8 [H, W, 3], by the shortest way. Raises BadPicture as that does."""
+    if data.startswith(npy.MAGIC):
+        return _raw(data)
+    if FAST_JPEG and _is_plain_jpeg(data):
+        with contextlib.suppress(ValueError):  # of anything odd, a mere warning too: Pillow decides
+            return simplejpeg.decode_jpeg(data)
+    return np.asarray(decode_picture(data))
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether the header asks for pixels and nothing else: 8-bit YCbCr without EXIF, profile or Adobe's transform."""
+    if not data.startswith(PLAIN_JPEG):
+        return False
+    at, end, plain = 20, len(data) - 10, False
+    for _ in range(32):
+        if at > end or data[at] != 0xFF:
+            return False
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == SCAN:
+            return plain
+        if marker in FRAMES:
+            height, width = (data[at + k] << 8 | data[at + k + 1] for k in (5, 7))
+            plain = data[at + 4] == 8 and data[at + 9] == 3 and 0 < height * width <= MAX_PIXELS
+        elif marker not in TABLES:
+            return False
+        at += 2 + length
+    return False
+
+
+def _raw(data: bytes) -> np.ndarray:
+    """A .npy of uint8 [H, W, 3], which shards may hold for speed."""
+    try:
+        values = npy.read_npy(data, "u")
+    except ValueError as error:
+        raise BadPicture(f"damaged ({error})") from None
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not 0 < values.size <= 3 * MAX_PIXELS:
+        raise BadPicture(f"an array of {values.dtype} {list(values.shape)}, expected uint8 [height, width, 3]")
+    return values
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
@@ -95,12 +151,27 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
     return transform if np.abs(moved).max() > NEARLY_SRGB else None
 
 
-def fit_square(picture: Image.Image, size: int) -> Image.Image:
-    """Centre crop to a square, then Lanczos (antialiased) to size x size: short side kept whole."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    # Whole pixels: the half-pixel crop of ImageOps.fit blurs pictures whose short side has the size already.
-    return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+def fit_square(
+    picture: Image.Image, size: int, mode: str = "crop", background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """RGB of any size -> size x size by Lanczos, which averages over what it makes smaller (antialiased).
+
+    'crop': the centre square, the short side kept whole. 'pad': the whole picture in the middle of `background`.
+    'stretch': both sides to `size`.
+    """
+    width, height = picture.size
+    if mode == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        # Whole pixels: the half-pixel crop of ImageOps.fit blurs pictures whose short side has the size already.
+        picture = picture.crop((left, top, left + side, top + side))
+    if mode != "pad" or width == height:
+        return picture.resize((size, size), Image.Resampling.LANCZOS)
+    scale = size / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    square = Image.new("RGB", (size, size), background)
+    square.paste(picture.resize(inner, Image.Resampling.LANCZOS), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return square
 
 
 def read_picture(read: Callable[[], bytes], name: object, background: tuple[int, int, int]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.data.npy import read_npy
 from toolkit.data.shard_format import INDEX_COLUMNS, INDEX_NAME, MAX_MEMBER_BYTES, Manifest
 from toolkit.errors import UserError
+
+MAX_OPEN = 500
+"""Files kept open at a time; a process may usually have 1,024."""
 
 
 class DamagedSample(UserError):
@@ -21,7 +26,7 @@ class Sample(NamedTuple):
     """One picture as it stands in the shard, with its captions."""
 
     picture: bytes
-    """A JPEG, PNG or WebP file."""
+    """A JPEG, PNG or WebP file, or a .npy of uint8 [R, R, 3]."""
     captions: tuple[str, ...]
     vectors: Tensor
     """float32 [len(captions), E], unit length."""
@@ -39,13 +44,17 @@ class ShardSet:
         self.index = self._load_index()
         """int64 [N, 7], columns INDEX_COLUMNS, mapped from its file."""
         self._check_sizes()
-        self._files: dict[int, int] = {}
+        self._open = lru_cache(MAX_OPEN)(self._open_file)
 
     def __len__(self) -> int:
         return self.manifest.samples
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}  # file descriptors mean nothing in another process
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}  # no files for other processes
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self._open = lru_cache(MAX_OPEN)(self._open_file)
 
     def read(self, i: int) -> Sample:
         """Sample `i` in [0, len). Raises DamagedSample naming shard and sample if its bytes are damaged."""
@@ -55,9 +64,10 @@ class ShardSet:
                 f"{self.folder / INDEX_NAME}: sample {i} lies outside its shard; build the shards again"
             )
         try:
-            picture, text, vector = (self._bytes(shard, *spans[k : k + 2]) for k in (0, 2, 4))
-            captions = tuple(text.decode("utf-8").splitlines())
-            vectors = self._vectors(vector)
+            tar, vectors_file = self._open(self._tar_name(shard)), self._open(self._vectors_name(shard))
+            picture, text = _bytes(tar, *spans[:2]), _bytes(tar, *spans[2:4])
+            captions = self._captions(text.decode("utf-8"))
+            vectors = self._vectors(_bytes(vectors_file, *spans[4:]))
         except (ValueError, OSError) as error:
             raise DamagedSample(f"{self._shard_path(shard)}: sample {i} is damaged ({error})") from None
         if len(captions) != len(vectors):
@@ -70,8 +80,14 @@ class ShardSet:
         """The tar that holds sample `i`."""
         return self._shard_path(int(self.index[i, 0]))
 
+    def _captions(self, text: str) -> tuple[str, ...]:
+        return (" ".join(text.split()),) if self.manifest.whole_texts else tuple(text.splitlines())
+
     def _vectors(self, data: bytes) -> Tensor:
-        array = _array(data)
+        if self.manifest.vectors:
+            array = np.frombuffer(data, "<f2").reshape(-1, self.manifest.encoder.dimension)
+        else:
+            array = read_npy(data, "f")
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, which is refused below
             vectors = torch.from_numpy(np.atleast_2d(array).astype(np.float32))
         expected = self.manifest.encoder.dimension
@@ -81,26 +97,29 @@ class ShardSet:
             raise ValueError("embedding holds NaN or infinity")
         return torch.nn.functional.normalize(vectors, dim=1)  # float16 storage is off unit length by 1e-3
 
-    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
-        if shard not in self._files:
-            self._files[shard] = os.open(self._shard_path(shard), os.O_RDONLY)
-        data = os.pread(self._files[shard], size, offset)
-        if len(data) != size:
-            raise ValueError(f"only {len(data)} of {size} bytes are left")
-        return data
+    def _open_file(self, name: str) -> io.FileIO:
+        """Closed when the last reader lets go of it, which may be after `_open` has forgotten it."""
+        return (self.folder / name).open("rb", buffering=0)
+
+    def _tar_name(self, shard: int) -> str:
+        return self.manifest.shards[shard].name
+
+    def _vectors_name(self, shard: int) -> str:
+        return (self.manifest.vectors or self.manifest.shards)[shard].name
 
     def _inside(self, shard: int, spans: list[int]) -> bool:
-        """Whether the three spans lie in a shard that the manifest lists, each of a sane size."""
+        """Whether the three spans lie in files that the manifest lists, each of a sane size."""
         if not 0 <= shard < len(self.manifest.shards):
             return False
-        end, offsets, sizes = self.manifest.shards[shard].bytes, spans[::2], spans[1::2]
+        end = self.manifest.shards[shard].bytes
+        ends = (end, end, (self.manifest.vectors or self.manifest.shards)[shard].bytes)
         return all(
             0 <= offset <= end - size and 0 < size <= MAX_MEMBER_BYTES
-            for offset, size in zip(offsets, sizes, strict=True)
+            for end, offset, size in zip(ends, spans[::2], spans[1::2], strict=True)
         )
 
     def _shard_path(self, shard: int) -> Path:
-        return self.folder / self.manifest.shards[shard].name
+        return self.folder / self._tar_name(shard)
 
     def _load_index(self) -> np.ndarray:
         path = self.folder / INDEX_NAME
@@ -119,27 +138,16 @@ class ShardSet:
         return index
 
     def _check_sizes(self) -> None:
-        for shard in self.manifest.shards:
-            path = self.folder / shard.name
+        for file in self.manifest.files:
+            path = self.folder / file.name
             if not path.is_file():
-                raise UserError(f"shard {path} is missing; the manifest lists it with {shard.samples} samples")
-            if (size := path.stat().st_size) != shard.bytes:
-                raise UserError(f"shard {path} has {size:,} bytes, its manifest says {shard.bytes:,}: truncated?")
+                raise UserError(f"{path} is missing, but the manifest lists it; copy it again or build the shards again")
+            if (size := path.stat().st_size) != file.bytes:
+                raise UserError(f"shard {path} has {size:,} bytes, its manifest says {file.bytes:,}: truncated?")
 
 
-def _array(data: bytes) -> np.ndarray:
-    """The real numbers of a .npy file. Raises ValueError for anything else.
-
-    numpy's own reader makes room for whatever shape the header claims before it looks for the bytes.
-    """
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, by_columns, dtype = read_header[version](stream)
-    except Exception as error:  # of a hostile header: SyntaxError, KeyError, RecursionError, TokenError, ...
-        raise ValueError(f"no .npy file: {' '.join(str(error).split())[:100]}") from None
-    if dtype.kind != "f" or min(shape, default=1) < 0:
-        raise ValueError(f"embedding of type {str(dtype)[:40]!r}, shape {str(shape)[:40]}: expected real numbers")
-    values = np.frombuffer(data, dtype, offset=stream.tell())
-    return values.reshape(shape, order="F" if by_columns else "C")
+def _bytes(file: io.FileIO, offset: int, size: int) -> bytes:
+    data = os.pread(file.fileno(), size, offset)
+    if len(data) != size:
+        raise ValueError(f"only {len(data)} of {size} bytes are left")
+    return data

@@ -1,0 +1,26 @@
+"""Arrays in .npy files of unknown origin: numbers, or a ValueError; never an object, never more memory than bytes."""
+
+import io
+
+import numpy as np
+
+MAGIC = b"\x93NUMPY"
+
+
+def read_npy(data: bytes, kind: str) -> np.ndarray:
+    """The array of a .npy file whose dtype is of `kind` ('f' real, 'u' unsigned). Raises ValueError for anything else.
+
+    numpy's own reader makes room for whatever shape the header claims before it looks for the bytes.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = read_header[version](stream)
+    except Exception as error:  # of a hostile header: SyntaxError, KeyError, RecursionError, TokenError, ...
+        raise ValueError(f"no .npy file: {' '.join(str(error).split())[:100]}") from None
+    if dtype.kind != kind or min(shape, default=1) < 0:
+        expected = {"f": "real", "u": "unsigned"}[kind]
+        raise ValueError(f"an array of type {str(dtype)[:40]!r}, shape {str(shape)[:40]}: expected {expected} numbers")
+    values = np.frombuffer(data, dtype, offset=stream.tell())
+    return values.reshape(shape, order="F" if by_columns else "C")
