@@ -1,23 +1,28 @@
-"""Tables of captions, JSON Lines or CSV: which file and captions each row names, or what is wrong with it."""
+"""Tables of captions, JSON Lines, CSV, Parquet or JSON: which file and captions each row names, or what is wrong."""
 
 import csv
 import json
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from shards.json_tables import document_rows
+from shards.parquet_tables import ParquetTable
 from toolkit.errors import UserError
 
-TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
+TABLES = tuple(f"{name}.{kind}" for kind in ("jsonl", "csv", "parquet", "json") for name in ("captions", "metadata"))
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
+MAX_VALUES = 1000
+"""Values of the `where` field that are remembered for the message about a wrong one."""
 
 
 class TableRow(NamedTuple):
     """One row. Without a path the row is unusable; without captions it is that, or one that `where` leaves out."""
 
     place: str
-    """'captions.jsonl:LINE'."""
+    """'captions.jsonl:LINE', 'captions.parquet:ROW', from 1."""
     path: str
     """Picture file, relative to the table's folder and inside it."""
     captions: list
@@ -29,65 +34,111 @@ class TableRow(NamedTuple):
 def read_table(table: Path, where: str = "", file_column: str = "", caption_column: str = "") -> Iterator[TableRow]:
     """All rows. `where`: '' or 'FIELD=VALUE'; columns: '' for the first of the usual ones that a row has.
 
-    Raises UserError after the last row if no row is what `where` wants.
+    Raises UserError if the table cannot be read, and after the last row if no row is what `where` wants.
     """
     field, _, wanted = where.partition("=")
-    values = set()
-    for place, fields in _rows(table):
+    values, matched = set(), not where
+    for place, fields in _rows(table, field, file_column, caption_column):
         path, captions, reason = "", [], ""
         try:
             if isinstance(fields, str):
                 raise UserError(fields)
             path = _path(_column(fields, file_column, FILE_COLUMNS))
-            value = fields.get(field)
-            values.add(text := value if isinstance(value, str) else json.dumps(value))  # true, 3, null: as in the file
-            if not where or text == wanted:
-                found = _column(fields, caption_column, CAPTION_COLUMNS)
-                captions = found if isinstance(found, list) and found else [found]
+            text = _text(fields.get(field)) if where else wanted
+            if text == wanted:
+                matched = True
+                captions = row_captions(fields, caption_column)
+            elif len(values) < MAX_VALUES:
+                values.add(text)
         except UserError as error:
             reason = str(error)
         yield TableRow(place, path, captions, reason)
-    if where and wanted not in values:
-        some = ", ".join(sorted(values)[:10])
+    if not matched:
+        some = _in_a_line(sorted(values)[:10])
         raise UserError(f"--where {where}: no row of {table} has that; the field is one of: {some}")
+
+
+def parse_object(text: str) -> dict:
+    """The JSON object that a text is. UserError (the reason alone) for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"malformed JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"malformed JSON: {type(found).__name__}, expected {{...}}")
+    return found
+
+
+def row_captions(fields: dict, column: str = "") -> list:
+    """The captions of a row, one or a list of them, as they stand there. UserError if it has no such column."""
+    found = _column(fields, column, CAPTION_COLUMNS)
+    return found if isinstance(found, list) and found else [found]
 
 
 def _column(fields: dict, wanted: str, usual: tuple[str, ...]) -> object:
     """The column `wanted` of a row, or the first of the usual ones that it has."""
-    names = (wanted,) if wanted else usual
-    name = next((name for name in names if name in fields), None)
-    if name is None:
-        raise UserError(f"no such column: {' or '.join(names)}; the row has {', '.join(map(str, fields))}")
-    return fields[name]
+    names = _names(wanted, usual)
+    for name in names:
+        if name in fields:
+            return fields[name]
+    raise UserError(f"no such column: {' or '.join(names)}; the row has {_in_a_line(fields)}")
+
+
+def _names(wanted: str, usual: tuple[str, ...]) -> tuple[str, ...]:
+    return (wanted,) if wanted else usual
+
+
+def _in_a_line(names: Iterable[object]) -> str:
+    return textwrap.shorten(", ".join(map(str, names)), 300, placeholder=" ...")
 
 
 def _path(value: object) -> str:
-    path = PurePosixPath(value if isinstance(value, str) else "")
-    if not path.name:
-        raise UserError(f"no file name: found {value!r}")
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"path leaves the folder: {path}")
-    return str(path)
+    parts = [part for part in value.split("/") if part not in ("", ".")] if isinstance(value, str) else []
+    if not parts:
+        raise UserError(f"no file name: found {value!r:.100}")
+    if value.startswith("/") or ".." in parts:
+        raise UserError(f"path leaves the folder: {value:.300}")
+    return "/".join(parts)
 
 
-def _rows(table: Path) -> Iterator[tuple[str, dict | str]]:
-    """('captions.jsonl:LINE', the row's fields or why there are none)."""
-    read = _csv_rows if table.suffix == ".csv" else _json_rows
-    # surrogateescape: a byte that is no UTF-8 costs its own caption, not the whole table
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for line, fields in read(file):
-            yield f"{table.name}:{line}", fields
+def _text(value: object) -> str:
+    """A value as `where` names it: true, 3 and null as they stand in JSON, what JSON does not know as Python's str."""
+    return value if isinstance(value, str) else json.dumps(value, default=str).strip('"')
+
+
+def _rows(table: Path, *columns: str) -> Iterator[tuple[str, dict | str]]:
+    """('captions.jsonl:LINE', the row's fields or why there are none); `columns`: of `where`, files and captions."""
+    for number, fields in _parquet_rows(table, *columns) if table.suffix == ".parquet" else _text_rows(table):
+        yield f"{table.name}:{number}", fields
+
+
+def _text_rows(table: Path) -> Iterator[tuple[int | str, dict | str]]:
+    read = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": document_rows}[table.suffix]
+    try:
+        # surrogateescape: a byte that is no UTF-8 costs its own caption, not the whole table
+        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield from read(file)
+    except OSError as error:
+        raise UserError(f"{table} cannot be read: {error.strerror}") from None
+
+
+def _parquet_rows(table: Path, field: str, file_column: str, caption_column: str) -> Iterator[tuple[int, dict | str]]:
+    parquet = ParquetTable(table)
+    try:
+        for wanted, usual in ((file_column, FILE_COLUMNS), (caption_column, CAPTION_COLUMNS)):
+            _column(dict.fromkeys(parquet.columns), wanted, usual)
+    except UserError as error:  # of the whole table, so that one line says it and not one for every row
+        raise UserError(f"{table}: {str(error).replace('the row has', 'it has')}") from None
+    yield from parquet.rows({field, *_names(file_column, FILE_COLUMNS), *_names(caption_column, CAPTION_COLUMNS)})
 
 
 def _json_rows(file: TextIO) -> Iterator[tuple[int, dict | str]]:
     for line, text in enumerate(file, 1):
         if text.strip():
             try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                row = f"malformed JSON: {error}"
-            else:
-                row = row if isinstance(row, dict) else f"malformed JSON: {type(row).__name__}, expected {{...}}"
+                row = parse_object(text)
+            except UserError as error:
+                row = str(error)
             yield line, row
 
 

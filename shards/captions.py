@@ -1,30 +1,34 @@
 """Caption folders -> samples: which picture has which captions, and what had to be left out, by name.
 
 Four forms, looked for in this order: a table (`captions.jsonl`, ...); `images/` beside `captions/`; a same-stem
-`.txt` beside each picture; class folders, only with a template, because a folder name is no caption by itself.
+`.txt` or `.json` beside each picture, and where it has both the `.txt`; class folders, only with a template, because a
+folder name is no caption by itself.
 """
 
+import os
+import posixpath
 import re
-import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from shards.caption_collection import CaptionCollection
+from shards.caption_collection import CaptionCollection, is_listable
+from shards.caption_files import CAPTION_SUFFIXES, read_caption_file
 from shards.caption_tables import TABLES, read_table
 from shards.folder_listing import by_key, key_of, list_files
 from shards.problems import Problem
 from toolkit.data.decoding import SUFFIXES
 from toolkit.errors import UserError, check
 
-MAX_TEXT_BYTES = 1_000_000
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture with its captions; `key`: its path below the folder without suffix, with forward slashes."""
+    """A picture with its captions."""
 
     key: str
-    picture: Path
+    """The picture's path without suffix."""
+    picture: str
+    """Path relative to the folder, with forward slashes."""
     captions: tuple[str, ...]
 
 
@@ -50,18 +54,18 @@ def find_samples(folder: Path, rules: CaptionRules) -> tuple[list[Sample], list[
     """
     found = _read(folder, rules, need_pictures=True)
     samples = []
-    for key in sorted(found.captions):
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in key):  # would damage lists of names
+    for key, captions in found.take_captions():
+        if not is_listable(key):
             found.problems.append(Problem(repr(key), "bad file name: control or undecodable characters"))
-        elif found.captions[key] and key in found.pictures:
-            samples.append(Sample(key, folder / found.pictures[key], tuple(found.captions[key])))
+        elif captions and key in found.pictures:
+            samples.append(Sample(key, found.pictures[key], captions))
     return samples, found.problems
 
 
 def find_captions(folder: Path, rules: CaptionRules) -> tuple[dict[str, tuple[str, ...]], list[Problem]]:
     """Key -> captions, sorted by key, of a folder that need not hold pictures; keys as of `find_samples`."""
     found = _read(folder, rules, need_pictures=False)
-    return {key: tuple(captions) for key, captions in sorted(found.captions.items()) if captions}, found.problems
+    return {key: captions for key, captions in found.take_captions() if captions}, found.problems
 
 
 def _read(folder: Path, rules: CaptionRules, need_pictures: bool) -> CaptionCollection:
@@ -69,72 +73,100 @@ def _read(folder: Path, rules: CaptionRules, need_pictures: bool) -> CaptionColl
     table = next((name for name in TABLES if name in files), None)
     if rules.where and not table:
         raise UserError(f"--where needs a table, and {folder} holds none of {', '.join(TABLES)}")
+    if table and rules.class_template:
+        raise UserError(f"--class_template is for class folders, but {folder} has captions in {table}; drop one")
     if table:
-        if rules.class_template:
-            raise UserError(f"--class_template is for class folders, but {folder} has captions in {table}; drop one")
         return _from_table(folder, table, files, rules, need_pictures)
-    if (folder / "images").is_dir() and (folder / "captions").is_dir():
-        pictures = by_key(files, SUFFIXES, "images/")
-        return _from_texts(folder, pictures, by_key(files, (".txt",), "captions/"), need_pictures)
-    pictures, texts = by_key(files, SUFFIXES), by_key(files, (".txt",))
-    if need_pictures and not pictures:
-        raise UserError(f"{folder} holds {len(files):,} files but no picture ({', '.join(SUFFIXES)})")
-    keys = {key for key, _ in pictures}
-    if any(key in keys for key, _ in texts) or (texts and not need_pictures and not rules.class_template):
-        return _from_texts(folder, pictures, texts, need_pictures)
-    if rules.class_template:
-        return _from_class_folders(pictures, rules.class_template)
-    raise UserError(
-        f"{folder} holds {len(pictures):,} pictures but no captions: neither a table ({', '.join(TABLES)}) "
-        f"nor .txt files of the same name. If its folders are classes, add --class_template 'a photo of {{}}'"
-    )
-
-
-def _from_texts(folder: Path, pictures: list, texts: list, need_pictures: bool) -> CaptionCollection:
+    trees = (folder / "images").is_dir() and (folder / "captions").is_dir()
     found = CaptionCollection()
-    for key, path in pictures:
+    for key, path in by_key(files, SUFFIXES, "images/" if trees else ""):
         found.add_picture(key, path, path)
-    for key, path in texts:
-        if need_pictures and key not in found.pictures:
-            found.problems.append(Problem(path, f"caption without image: no {key} with {', '.join(SUFFIXES)}"))
-        elif (folder / path).stat().st_size > MAX_TEXT_BYTES:
-            found.problems.append(Problem(path, f"caption too long: over {MAX_TEXT_BYTES:,} bytes"))
-        else:
-            text = (folder / path).read_bytes().decode("utf-8-sig", "surrogateescape")
-            lines = [(f"{path}:{i}", line) for i, line in enumerate(re.split(r"\r\n?|\n", text), 1) if line.strip()]
-            found.add_captions(key, lines or [(path, "")])
+    if need_pictures and not found.pictures:
+        raise UserError(f"{folder} holds {len(files):,} files but no picture ({', '.join(SUFFIXES)})")
+    suffixes = CAPTION_SUFFIXES if trees else _suffixes_in_use(files, found, rules, need_pictures)
+    if suffixes:
+        texts = [by_key(files, (suffix,), "captions/" if trees else "") for suffix in suffixes]
+        _add_caption_files(found, folder, texts, rules, need_pictures)
+    elif rules.class_template:
+        _add_class_names(found, rules.class_template)
+    else:
+        raise UserError(
+            f"{folder} holds {len(found.pictures):,} pictures but no captions: neither a table ({', '.join(TABLES)}) "
+            f"nor {' or '.join(CAPTION_SUFFIXES)} files of the same name. If its folders are classes, "
+            "add --class_template 'a photo of {}'"
+        )
+    return found
+
+
+def _suffixes_in_use(
+    files: list[str], found: CaptionCollection, rules: CaptionRules, need_pictures: bool
+) -> tuple[str, ...]:
+    """Those of the caption files that stand beside a picture, or () if none does; alone, all of them may be captions.
+
+    A .json is most often something else, and only said to lack its picture where others have theirs.
+    """
+    alone = not need_pictures and not rules.class_template
+    for count in range(len(CAPTION_SUFFIXES), 0, -1):
+        suffix = CAPTION_SUFFIXES[count - 1]
+        counts = alone and (suffix == ".txt" or not found.pictures)
+        if any(counts or key in found.pictures for key, _ in by_key(files, (suffix,))):
+            return CAPTION_SUFFIXES[:count]
+    return ()
+
+
+def _add_caption_files(
+    found: CaptionCollection,
+    folder: Path,
+    texts: list[Iterator[tuple[str, str]]],
+    rules: CaptionRules,
+    need_pictures: bool,
+) -> None:
+    """`texts`: (key, path) pairs suffix by suffix; a key that an earlier suffix has is left to it."""
+    described: set[str] = set()
+    for pairs in texts:
+        mine = set()
+        for key, path in pairs:
+            if key in described:
+                continue
+            mine.add(key)
+            try:
+                if need_pictures and key not in found.pictures:
+                    raise UserError(f"caption without image: no {key} with {', '.join(SUFFIXES)}")
+                found.add_captions(key, read_caption_file(folder, path, rules.caption_column))
+            except UserError as error:
+                found.problems.append(Problem(path, str(error)))
+        described |= mine
     if need_pictures:
-        described = {key for key, _ in texts}
         bare = (path for key, path in found.pictures.items() if key not in described)
         found.problems += [Problem(path, "image without caption") for path in bare]
-    return found
 
 
-def _from_class_folders(pictures: list, template: str) -> CaptionCollection:
-    found = CaptionCollection()
-    for key, path in pictures:
-        name = re.sub(r"[_-]", " ", PurePosixPath(path).parent.name)
-        if not name:
-            found.problems.append(Problem(path, "image without caption: it lies in no class folder"))
-        elif found.add_picture(key, path, path):
+def _add_class_names(found: CaptionCollection, template: str) -> None:
+    for key, path in found.pictures.items():
+        name = re.sub(r"[_-]", " ", posixpath.basename(posixpath.dirname(path)))
+        if name:
             found.add_captions(key, [(path, template.replace("{}", name))])
-    return found
+        else:
+            found.problems.append(Problem(path, "image without caption: it lies in no class folder"))
 
 
 def _from_table(
     folder: Path, table: str, files: list[str], rules: CaptionRules, need_pictures: bool
 ) -> CaptionCollection:
     found, named = CaptionCollection(), set()
+    listed = dict(zip(files, files, strict=True))  # so that samples share the listing's strings
     for row in read_table(folder / table, rules.where, rules.file_column, rules.caption_column):
-        named.add(row.path)
+        path = listed.get(row.path, row.path)
+        named.add(path)
         if row.reason:
             found.problems.append(Problem(row.place, row.reason))
         elif row.captions:
-            if need_pictures and not (folder / row.path).is_file():
-                found.problems.append(Problem(row.place, f"missing file: {row.path}"))
-            elif found.add_picture(key_of(row.path), row.path, row.place):
-                found.add_captions(key_of(row.path), [(row.place, text) for text in row.captions])
+            # a table may name what the listing leaves out: hidden files, another way to a folder
+            if need_pictures and path not in listed and not os.path.isfile(folder / path):
+                found.problems.append(Problem(row.place, f"missing file: {path}"))
+            elif found.add_picture(key := key_of(path), path, row.place):
+                found.add_captions(key, [(row.place, text) for text in row.captions])
     if need_pictures:
-        bare = (path for _, path in by_key(files, SUFFIXES) if path not in named)
+        bare = (path for path in files if path not in named and path.lower().endswith(SUFFIXES))
         found.problems += [Problem(path, f"image without caption: not in {table}") for path in bare]
     return found

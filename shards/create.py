@@ -1,43 +1,45 @@
 """Captioned pictures -> shards: `python -m shards.create --input DIR --out OUT --size 128`."""
 
 import dataclasses
-import io
-import json
+import hashlib
 import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from tqdm import tqdm
-
+from shards.building.build import Job, build
+from shards.building.stored_pictures import PictureRules, parse_colour
 from shards.captions import CaptionRules, Sample, find_samples
 from shards.embedding_sources import EmbeddingSource, encode_now, find_orphans, read_stored
-from shards.problems import Problem, first_few, print_problems, summary
-from shards.staged_folder import staged_folder
-from shards.stored_pictures import StoredPicture, parse_colour, store_picture
-from shards.writer import ShardWriter, write_report
+from shards.problems import Problem
+from shards.share import Share
 from toolkit.command_line import run
-from toolkit.data.shard_format import INDEX_NAME, Manifest, file_sha256
-from toolkit.encoders.text_encoder import DEFAULT_ENCODER, EncoderIdentity
+from toolkit.encoders.text_encoder import DEFAULT_ENCODER
 from toolkit.errors import UserError, check
 
-CHUNK = 128
-"""Samples prepared between two writes; bounds memory."""
+PASSING = ("out", "val_out", "overwrite", "workers", "device", "share", "strict")
+"""Options that leave no trace in the content."""
+SETTINGS = (
+    "input", "size", "format", "quality", "background", "resize_mode", "min_side", "max_aspect", "keep_originals",
+    "where", "file_column", "caption_column", "class_template", "dedupe", "near", "val_share", "val_out",
+)  # fmt: skip
+"""Options in which additions must agree with what is there."""
 
 
 @dataclass(frozen=True)
 class CreateOptions:
-    """Build a shard folder from captioned pictures: centre crop, embed the captions, write, index, check."""
+    """Build a shard folder from captioned pictures: fit, embed the captions, write, index, check.
+
+    The same command goes on after a kill, and run again adds pictures that are new, in shards of their own.
+    """
 
     input: Path
     """Folder with pictures and captions: a table, images/ and captions/, .txt beside pictures, or class folders."""
     out: Path
-    """The shard folder to make; appears only when it is complete."""
+    """The shard folder to make, or to add to; appears, and changes, only when all is complete."""
     size: int
     """Width and height of the stored pictures in pixels, 8 to 1024."""
     embeddings: Path | None = None
@@ -56,12 +58,28 @@ class CreateOptions:
     """Table column with the caption or list of captions; default: caption, captions, text or title."""
     class_template: str = ""
     """For class folders: the caption with {} for the folder's name, e.g. 'a photo of {}'."""
-    format: Literal["jpg", "png", "webp"] = "jpg"
-    """How pictures are stored: jpg, or lossless as png or webp; default jpg."""
+    resize_mode: Literal["crop", "pad", "stretch", "none"] = "crop"
+    """Lanczos after cropping to the centre square, padding with --background, or stretching; none: only SIZE x SIZE."""
+    min_side: int = 0
+    """Pictures with a shorter side are left out, in pixels; default 0: none are."""
+    max_aspect: float = 0.0
+    """Pictures whose longer side is over so many times the shorter are left out, from 1; default 0: none are."""
+    format: Literal["jpg", "png", "webp", "raw"] = "jpg"
+    """How pictures are stored: jpg, lossless as png or webp, or raw, which needs most room and no decoding."""
     quality: int = 95
     """JPEG quality, 1 to 100; default 95."""
     background: str = "white"
-    """Colour under transparent pictures: a name or '#rrggbb'; default white."""
+    """Colour under transparent pictures and around padded ones: a name or '#rrggbb'; default white."""
+    keep_originals: bool = False
+    """Also store each source file as it is, as KEY.original.SUFFIX; training does not read it; default false."""
+    dedupe: bool = False
+    """Keep the first of pictures that look alike (shards.report shows them); default false."""
+    near: int = 4
+    """For --dedupe: alike are pictures with at most so many of 64 hash bits different, 0 to 10; default 4."""
+    val_out: Path | None = None
+    """A second shard folder, for the validation part: chosen by a hash of the key, the same in every build."""
+    val_share: float = 0.05
+    """Share of the samples that goes to --val_out, over 0 and below 1; default 0.05."""
     samples_per_shard: int = 1000
     """Samples per tar, 1 to 1000000; default 1000."""
     limit: int = 0
@@ -69,9 +87,11 @@ class CreateOptions:
     strict: bool = False
     """Stop at the first picture, caption or embedding that would be skipped; default false."""
     overwrite: bool = False
-    """Replace an existing shard folder once the new one is complete; default false."""
-    threads: int = 2
-    """Pictures decoded at the same time, 1 to 64; the result does not depend on it; default 2."""
+    """Build anew, and replace an existing shard folder once the new one is complete; default false."""
+    workers: int = 0
+    """Processes that decode and write, 1 to 256; the result does not depend on it; default 0: by cores and work."""
+    share: str = ""
+    """I/N: do every N-th shard from the I-th on; default: as accelerate, torchrun or a SLURM array say, else all."""
 
     def __post_init__(self) -> None:
         check(8 <= self.size <= 1024, "--size", self.size, "from 8 to 1024 pixels")
@@ -79,7 +99,14 @@ class CreateOptions:
         sane = 1 <= self.samples_per_shard <= 10**6
         check(sane, "--samples_per_shard", self.samples_per_shard, "from 1 to 1000000")
         check(self.limit >= 0, "--limit", self.limit, "0 (all) or a number of samples")
-        check(1 <= self.threads <= 64, "--threads", self.threads, "from 1 to 64")
+        check(0 <= self.workers <= 256, "--workers", self.workers, "0 (automatic) or from 1 to 256")
+        check(self.min_side >= 0, "--min_side", self.min_side, "0 or a number of pixels")
+        check(self.max_aspect == 0 or self.max_aspect >= 1, "--max_aspect", self.max_aspect, "0 (any) or at least 1")
+        check(0 <= self.near <= 10, "--near", self.near, "from 0 to 10 bits")
+        check(0 < self.val_share < 1, "--val_share", self.val_share, "over 0 and below 1")
+        places = [path.resolve() for path in (self.out, self.val_out) if path]
+        if self.val_out and (places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0])):
+            raise UserError(f"--val_out is {self.val_out}, which is --out or lies in it, or holds it; name another")
         is_colour = parse_colour(self.background) is not None
         check(is_colour, "--background", self.background, "a colour name or '#rrggbb'")
         _ = self.rules  # checks --where and --class_template
@@ -88,110 +115,67 @@ class CreateOptions:
     def rules(self) -> CaptionRules:
         return CaptionRules(self.where, self.file_column, self.caption_column, self.class_template)
 
+    @property
+    def picture_rules(self) -> PictureRules:
+        return PictureRules(
+            self.size, self.format, self.quality, parse_colour(self.background), self.resize_mode, self.min_side,
+            self.max_aspect, self.keep_originals,
+        )  # fmt: skip
+
     def record(self) -> dict:
         """What the manifest keeps: all that shapes the content, and of paths the name alone."""
-        fields = dataclasses.asdict(self)
-        for name in ("out", "overwrite", "threads", "device"):
-            del fields[name]
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in PASSING}
         return {name: value.resolve().name if isinstance(value, Path) else value for name, value in fields.items()}
 
 
 def main(options: CreateOptions) -> None:
-    with staged_folder(options.out, options.overwrite) as folder:
-        samples, problems = find_samples(options.input, options.rules)
-        if options.embeddings and not options.where:
-            problems += find_orphans(options.embeddings, {sample.key for sample in samples})
-        _stop_if_strict(options, problems)
-        samples = samples[: options.limit or None]
-        if not samples:
-            raise UserError(f"no usable sample in {options.input}; {summary(problems)}{first_few(problems)}")
+    share = Share.parse(options.share)
+    scan = lru_cache(1)(lambda: _scan(options))  # once for both parts of a split
+    for part, out in {"train": options.out, "val": options.val_out}.items():
+        if out is not None:
+            build(_job(options, share, scan, part, out))
+
+
+def _job(options: CreateOptions, share: Share, scan: Callable, part: str, out: Path) -> Job:
+    def scan_part() -> tuple[list[Sample], list[Problem]]:
+        samples, problems = scan()
+        if options.val_out:
+            samples = [s for s in samples if is_validation(s.key, options.val_share) == (part == "val")]
+        return samples, list(problems)
+
+    def embed(samples: list[Sample]) -> EmbeddingSource:
         if options.embeddings:
-            vectors = read_stored(options.embeddings, options.encoder, options.encoder_weights, samples)
-        else:
-            vectors = encode_now(options.encoder or DEFAULT_ENCODER, options.encoder_weights, options.device)
-        writer, distinct = ShardWriter(folder, options.samples_per_shard), set()
-        for sample, members in tqdm(_prepare(options, samples, vectors), total=len(samples), disable=None):
-            if isinstance(members, Problem):
-                problems.append(members)
-                _stop_if_strict(options, problems)
-            else:
-                writer.add(members)
-                distinct.update(sample.captions)
-        if not writer.samples:
-            raise UserError(f"no sample of {options.input} is usable; {summary(problems)}{first_few(problems)}")
-        manifest = _finish(options, writer, len(distinct), vectors.identity, problems)
-    print_problems(problems)
-    print(
-        f"wrote {manifest.samples:,} samples with {manifest.distinct_captions:,} distinct captions in "
-        f"{len(manifest.shards)} shards to {options.out} (encoder {manifest.encoder.name}); {summary(problems)}"
-    )
+            return read_stored(options.embeddings, options.encoder, options.encoder_weights, samples)
+        return encode_now(options.encoder or DEFAULT_ENCODER, options.encoder_weights, options.device)
+
+    record = options.record() | {"val_out": f"this is the {part} part" if options.val_out else "unused"}
+    return Job(
+        pictures=options.input, out=out, settings={name: record[name] for name in SETTINGS},
+        built_with=record, rules=options.picture_rules, per_part=options.samples_per_shard, workers=options.workers,
+        share=share, near_bits=options.near if options.dedupe else None, strict=options.strict,
+        overwrite=options.overwrite, scan=scan_part, embed=embed,
+    )  # fmt: skip
 
 
-def _stop_if_strict(options: CreateOptions, problems: list[Problem]) -> None:
-    if options.strict and problems:
-        raise UserError(f"--strict and {summary(problems)}{first_few(problems)}")
+def _scan(options: CreateOptions) -> tuple[list[Sample], list[Problem]]:
+    samples, problems = find_samples(options.input, options.rules)
+    if options.embeddings and not options.where:
+        problems += find_orphans(options.embeddings, {sample.key for sample in samples})
+    samples = samples[: options.limit or None]
+    if options.val_out and samples:
+        share, count = options.val_share, sum(is_validation(s.key, options.val_share) for s in samples)
+        if count in (0, len(samples)):
+            raise UserError(
+                f"with --val_share {share} {count} of {len(samples)} samples are validation; choose another"
+            )
+    return samples, problems
 
 
-def _prepare(
-    options: CreateOptions, samples: list[Sample], vectors: EmbeddingSource
-) -> Iterator[tuple[Sample, dict[str, bytes] | Problem]]:
-    """For each sample its members, suffix -> content, or why it is left out; in order, whatever the threads do."""
-    store = partial(
-        store_picture,
-        size=options.size,
-        suffix=options.format,
-        quality=options.quality,
-        background=parse_colour(options.background),
-    )
-    pool = ThreadPoolExecutor(options.threads)  # Pillow decodes and resizes outside the interpreter lock
-    try:
-        for start in range(0, len(samples), CHUNK):
-            chunk = samples[start : start + CHUNK]
-            pictures = pool.map(store, [sample.picture for sample in chunk])
-            for sample, found, picture in zip(chunk, vectors.of(chunk), pictures, strict=True):
-                if isinstance(picture, str):
-                    yield sample, Problem(sample.picture.relative_to(options.input).as_posix(), picture)
-                elif isinstance(found, Problem):
-                    yield sample, found
-                else:
-                    yield sample, _members(sample, picture, found, options.format)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _members(sample: Sample, picture: StoredPicture, vectors: np.ndarray, suffix: str) -> dict[str, bytes]:
-    source = {"key": sample.key, "width": picture.width, "height": picture.height}
-    array = io.BytesIO()
-    np.save(array, (vectors[0] if len(vectors) == 1 else vectors).astype("<f2"))
-    return {
-        suffix: picture.data,
-        "txt": "\n".join(sample.captions).encode(),
-        "npy": array.getvalue(),
-        "json": json.dumps(source, sort_keys=True, ensure_ascii=False).encode(),
-    }
-
-
-def _finish(
-    options: CreateOptions, writer: ShardWriter, distinct: int, identity: EncoderIdentity, problems: list[Problem]
-) -> Manifest:
-    """Index, report and, last, the manifest: a folder without it is no shard folder."""
-    shards = writer.index()
-    write_report(writer.folder, writer.samples, problems)
-    manifest = Manifest(
-        samples=sum(shard.samples for shard in shards),
-        distinct_captions=distinct,
-        resolution=options.size,
-        encoder=identity,
-        shards=shards,
-        index_sha256=file_sha256(writer.folder / INDEX_NAME),
-        built_with=options.record(),
-    )
-    if manifest.samples != writer.samples:
-        raise UserError(f"wrote {writer.samples} samples but read back {manifest.samples}; is the disk sound?")
-    manifest.save(writer.folder)
-    return manifest
+def is_validation(key: str, share: float) -> bool:
+    """Whether a sample is of the validation part: a function of its key alone, so that new pictures move no old one."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") < share * 2**64
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `kill` too removes the staging folder
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `kill` too leaves no half-written file
     run(main, CreateOptions)

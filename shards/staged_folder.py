@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.writer import PAGE_NAME, REPORT_NAME
+from shards.report_file import PAGE_NAME, REPORT_NAME
 from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME
 from toolkit.durable import flush_to_disk
 from toolkit.errors import UserError

@@ -37,7 +37,7 @@ def jsonl(folder: Path, *rows: dict | str, name: str = "captions.jsonl") -> None
 def found(folder: Path, rules: CaptionRules = RULES) -> tuple[dict[str, tuple[str, ...]], list[Problem]]:
     samples, problems = find_samples(folder, rules)
     assert [sample.key for sample in samples] == sorted(sample.key for sample in samples)
-    assert all(sample.picture.is_file() for sample in samples)
+    assert all((folder / sample.picture).is_file() for sample in samples)
     return {sample.key: sample.captions for sample in samples}, problems
 
 

@@ -167,7 +167,7 @@ def test_two_processes_end_together_when_the_folder_is_refused(shard_folder, tmp
     assert process.returncode == 1 and 'Traceback (most recent call last):\n  File "' + str(REPOSITORY) not in said
     lines = [line for line in said.splitlines() if line.startswith("train")]
     assert sum("is not writable" in line for line in lines) == 1
-    assert sum(line.startswith("train (process 1): stopped, because the main process") for line in lines) == 1
+    assert sum(line.startswith("train (process 1): stopped, because the main process") for line in lines) == 1, said
 
 
 def test_no_moment_is_without_a_whole_checkpoint(tmp_path):

@@ -8,8 +8,10 @@ from pathlib import Path
 from shards.report import pictures, sections
 from shards.report.findings import Findings, collect
 from shards.report.markup import document, text
-from shards.writer import PAGE_NAME, REPORT_NAME
+from shards.report_file import PAGE_NAME, REPORT_NAME
 from toolkit.command_line import data_first, run
+from toolkit.data.addresses import is_address
+from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
 from toolkit.durable import write_whole
 from toolkit.errors import UserError, check
@@ -19,10 +21,10 @@ from toolkit.errors import UserError, check
 class ReportOptions:
     """Write a page about a shard folder: one file, no network, no script; equal bytes for equal shards."""
 
-    data: Path
-    """The shard folder; may also stand first without its flag."""
+    data: str
+    """The shard folder, local or at an https://, s3:// or gs:// address; may also stand first without its flag."""
     out: Path | None = None
-    """The file to write; default report.html in the shard folder."""
+    """The file to write; default report.html in the shard folder, of an address in this one."""
     samples: int = 100_000
     """Samples read, evenly spread, 1 to 10000000; default 100000."""
     near: int = 4
@@ -45,13 +47,13 @@ class ReportOptions:
 
 
 def main(options: ReportOptions) -> None:
-    shard_set = ShardSet(options.data)
-    skipped = read_skipped(options.data)
+    shard_set = open_shards(options.data)
+    skipped = read_skipped(shard_set.folder)
     found = collect(shard_set, options.samples, options.compare)
     if not found.numbers:
         raise UserError(f"no sample of {options.data} can be read ({found.damaged[0]}); build the shards again")
     page = build_page(options, shard_set, found, skipped)
-    path = options.out or options.data / PAGE_NAME
+    path = options.out or Path("" if is_address(options.data) else options.data, PAGE_NAME)
     try:
         write_whole(path, page)
     except OSError as error:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from shards.report.near_duplicates import look_of
+from shards.near_duplicates import look_of
 from shards.report.source_sizes import SourceSizes
 from shards.report.words import BoundedCounter, words_of
 from toolkit.data.decoding import decode_picture

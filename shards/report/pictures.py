@@ -2,9 +2,9 @@
 
 import torch
 
+from shards.near_duplicates import COLOUR_TOLERANCE, group
 from shards.report.findings import Findings
 from shards.report.markup import figure, shortened, thumbnail
-from shards.report.near_duplicates import COLOUR_TOLERANCE, group
 from shards.report.nearest_captions import nearest_pairs
 from toolkit.data.decoding import decode_picture
 from toolkit.data.shard_reader import ShardSet

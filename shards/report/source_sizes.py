@@ -19,6 +19,7 @@ class SourceSizes:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.paths = [folder / shard.name for shard in manifest.shards]
+        self.columns = (1, 3) if manifest.vectors else (1, 3, 5)  # those of members of the tar
         self.index = np.load(folder / INDEX_NAME, mmap_mode="r", allow_pickle=False)
 
     def of(self, i: int) -> tuple[int, int] | None:
@@ -26,7 +27,7 @@ class SourceSizes:
         shard = int(self.index[i, 0])
         start = self._end(i - 1) if i and self.index[i - 1, 0] == shard else 0
         last = i + 1 == len(self.index) or self.index[i + 1, 0] != shard
-        end = self._end(i) + 4 * BLOCK if last else int(self.index[i + 1, 1::2].min()) - BLOCK
+        end = self._end(i) + 4 * BLOCK if last else int(self.index[i + 1, list(self.columns)].min()) - BLOCK
         if not 0 < end - start <= MAX_SPAN:
             return None
         with self.paths[shard].open("rb") as file:
@@ -36,7 +37,7 @@ class SourceSizes:
     def _end(self, i: int) -> int:
         """Where the last indexed member of a sample ends, padding included."""
         row = self.index[i]
-        return max(int(row[k]) + -(-int(row[k + 1]) // BLOCK) * BLOCK for k in (1, 3, 5))
+        return max(int(row[k]) + -(-int(row[k + 1]) // BLOCK) * BLOCK for k in self.columns)
 
 
 def _find_size(span: bytes, caption_offset: int) -> tuple[int, int] | None:

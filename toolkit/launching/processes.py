@@ -1,6 +1,8 @@
 """What the processes of a run tell each other besides gradients: stop, failure, equality."""
 
+import atexit
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -45,10 +47,17 @@ class Processes:
             except UserError as caught:
                 error = caught
         code = self.largest(0 if error is None else FAILURES.index(type(error)) + 1)
+        if code:
+            atexit.register(self._end_together)
         if error is not None:
             raise error
         if code:
             raise FAILURES[code - 1]("stopped, because the main process could not go on (its message says why)")
+
+    def _end_together(self) -> None:
+        """A launcher ends the others as soon as one has ended, so each says first why it ends."""
+        with suppress(RuntimeError):  # one is gone already
+            self.largest(0)
 
     def equal(self, fingerprint: Tensor) -> list[int]:
         """The processes whose int64 fingerprint differs from the main one's. All call it."""

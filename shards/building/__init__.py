@@ -1,0 +1,1 @@
+"""From captioned pictures to a shard folder: planned, cut into parts, built in parallel, merged."""

@@ -1,0 +1,143 @@
+"""One part of a plan -> one shard: tar, index rows and, last, the record that says it is complete."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from shards.building.staged_file import staged_file
+from shards.building.stored_pictures import PictureRules, StoredPicture, store_picture
+from shards.captions import Sample
+from shards.problems import Problem
+from toolkit.data.shard_format import ShardFile, file_sha256, index_tar
+from toolkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """The work of one shard."""
+
+    number: int
+    """Of the shard."""
+    first: int
+    """Number of its first sample; one that is left out keeps its number, so that no other part need know."""
+    samples: list[Sample]
+    vectors: "list[np.ndarray | Problem]"
+    """Per sample float16 [K, E], unit length, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a sample of a shard came from."""
+
+    key: str
+    picture: str
+    captions: tuple[str, ...]
+    look: tuple[int, int]
+    """Perceptual hash and mean colour of the stored picture."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What has become of a part."""
+
+    shard: ShardFile | None
+    """None if no sample of the part is usable."""
+    sources: list[Source]
+    skipped: list[Problem]
+
+    def save(self, folder: Path, number: int) -> None:
+        with staged_file(folder / record_name(number)) as file:
+            file.write(json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def load(cls, folder: Path, number: int) -> "Record | None":
+        """None for a part that is still to be built, or whose tar is not what its record says."""
+        try:
+            fields = json.loads((folder / record_name(number)).read_bytes())
+            shard = ShardFile(**fields["shard"]) if fields["shard"] else None
+            if shard and (folder / shard.name).stat().st_size != shard.bytes:
+                return None
+            sources = [
+                Source(s["key"], s["picture"], tuple(s["captions"]), tuple(s["look"])) for s in fields["sources"]
+            ]
+            return cls(shard, sources, [Problem(*problem) for problem in fields["skipped"]])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def tar_name(number: int) -> str:
+    return f"shard-{number:05d}.tar"
+
+
+def record_name(number: int) -> str:
+    return f"shard-{number:05d}.json"
+
+
+def rows_name(number: int) -> str:
+    return f"shard-{number:05d}.rows.npy"
+
+
+def build_part(folder: Path, pictures: Path, rules: PictureRules, part: Part, tick: Callable[[], None]) -> None:
+    """Write the shard into `folder`; its bytes depend on the part alone. `tick` is called once per sample.
+
+    Raises UserError if what is read back is not what was written; OSError.
+    """
+    path = folder / tar_name(part.number)
+    with staged_file(path) as file:
+        sources, skipped = _write(file, pictures, rules, part, tick)
+    if sources:
+        shard, rows = seal(path, part.number, len(sources))
+        with staged_file(folder / rows_name(part.number)) as file:
+            np.save(file, rows)
+    else:
+        path.unlink(missing_ok=True)
+    Record(shard if sources else None, sources, skipped).save(folder, part.number)
+
+
+def _write(
+    file: IO[bytes], pictures: Path, rules: PictureRules, part: Part, tick: Callable[[], None]
+) -> tuple[list[Source], list[Problem]]:
+    """The tar; where its samples came from, and what was left out."""
+    sources, skipped = [], []
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for offset, (sample, vectors) in enumerate(zip(part.samples, part.vectors, strict=True)):
+            found = vectors if isinstance(vectors, Problem) else store_picture(pictures / sample.picture, rules)
+            if isinstance(found, StoredPicture):
+                _add(tar, f"{part.first + offset:09d}", _members(sample, found, vectors))
+                sources.append(Source(sample.key, sample.picture, sample.captions, tuple(found.look)))
+            else:
+                skipped.append(found if isinstance(found, Problem) else Problem(sample.picture, found))
+            tick()
+    return sources, skipped
+
+
+def seal(tar: Path, number: int, samples: int) -> tuple[ShardFile, np.ndarray]:
+    """What a manifest says of a written tar, and its index rows. Raises UserError if it holds other than `samples`."""
+    rows = index_tar(tar, number)
+    if len(rows) != samples:
+        raise UserError(f"wrote {samples} samples but read back {len(rows)}; is the disk sound?")
+    return ShardFile(tar.name, len(rows), tar.stat().st_size, file_sha256(tar)), rows
+
+
+def _members(sample: Sample, picture: StoredPicture, vectors: np.ndarray) -> dict[str, bytes]:
+    source = {"key": sample.key, "width": picture.width, "height": picture.height}
+    array = io.BytesIO()
+    np.save(array, (vectors[0] if len(vectors) == 1 else vectors).astype("<f2"))
+    return picture.members | {
+        "txt": "\n".join(sample.captions).encode(),
+        "npy": array.getvalue(),
+        "json": json.dumps(source, sort_keys=True, ensure_ascii=False).encode(),
+    }
+
+
+def _add(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    for suffix, content in members.items():
+        info = tarfile.TarInfo(f"{key}.{suffix}")  # no time and no user, so that equal samples give equal tars
+        info.size, info.mode = len(content), 0o444
+        tar.addfile(info, io.BytesIO(content))

@@ -1,0 +1,117 @@
+"""Picture files -> the squares that a shard keeps."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from shards.near_duplicates import Look, look_of
+from toolkit.data.decoding import SUFFIXES as PICTURE_SUFFIXES
+from toolkit.data.decoding import BadPicture, decode_picture, fit_square
+from toolkit.data.shard_format import MAX_MEMBER_BYTES
+
+SUFFIXES = {"jpg": "jpg", "png": "png", "webp": "webp", "raw": "picture.npy"}
+"""Storage -> suffix of the member."""
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """How pictures are kept, and which are left out; fields as the options of `shards.create`."""
+
+    size: int
+    format: str
+    quality: int
+    background: tuple[int, int, int]
+    resize_mode: str
+    min_side: int
+    max_aspect: float
+    keep_originals: bool
+
+
+class StoredPicture(NamedTuple):
+    """A picture as a shard keeps it."""
+
+    members: dict[str, bytes]
+    """Suffix -> content: the square, and the source file if it is kept."""
+    width: int
+    height: int
+    """Of the source, upright, in pixels."""
+    look: Look
+    """Of the square, for near-duplicates."""
+
+
+def store_picture(path: Path, rules: PictureRules) -> StoredPicture | str:
+    """A picture file -> its square, or the reason why it is left out."""
+    try:
+        if path.stat().st_size > MAX_MEMBER_BYTES:
+            return f"bad picture: over {MAX_MEMBER_BYTES:,} bytes"
+        source = path.read_bytes()
+        picture = decode_picture(source, rules.background)
+    except OSError as error:
+        return f"bad picture: cannot be read ({error.strerror})"
+    except BadPicture as error:
+        return f"bad picture: {' '.join(str(error).split())}"
+    if reason := _misfit(picture, rules):
+        return reason
+    if rules.resize_mode == "none":
+        square = picture
+    else:
+        square = fit_square(picture, rules.size, rules.resize_mode, rules.background)
+    unchanged = rules.resize_mode == "none" and rules.format == "jpg" and _is_plain_jpeg(source)
+    members = {SUFFIXES[rules.format]: source if unchanged else encode(square, rules.format, rules.quality)}
+    if rules.keep_originals:
+        suffix = path.suffix.lower()  # a table may name files of any suffix, those of code too
+        members[f"original{suffix if suffix in PICTURE_SUFFIXES else ''}"] = source
+    return StoredPicture(members, *picture.size, look_of(square))
+
+
+def encode(picture: Image.Image, storage: str, quality: int) -> bytes:
+    """RGB -> JPEG of `quality`, or lossless: PNG, WebP, or 'raw', a .npy of uint8 [H, W, 3]."""
+    picture.info.clear()  # Pillow would store the source's colour profile and comment with every picture
+    data = io.BytesIO()
+    if storage == "raw":
+        np.save(data, np.asarray(picture))
+    elif storage == "jpg":
+        # 4:4:4, because halved colour resolution is visible in pictures this small
+        picture.save(data, "JPEG", quality=quality, subsampling=0)
+    elif storage == "png":
+        picture.save(data, "PNG")
+    else:
+        picture.save(data, "WEBP", lossless=True)
+    return data.getvalue()
+
+
+def parse_colour(name: str) -> tuple[int, int, int] | None:
+    """'white', '#rrggbb' -> RGB in [0, 255]; None for what is no opaque colour."""
+    try:
+        colour = ImageColor.getrgb(name)
+    except ValueError:
+        return None
+    return colour if len(colour) == 3 else None
+
+
+def _misfit(picture: Image.Image, rules: PictureRules) -> str:
+    """Why a sound picture is left out all the same, or ''."""
+    short, long = sorted(picture.size)
+    size = f"{picture.width}x{picture.height} px"
+    if rules.resize_mode == "none" and picture.size != (rules.size, rules.size):
+        return f"other size: {size}, with --resize_mode none it must be {rules.size}x{rules.size}"
+    if short < rules.min_side:
+        return f"too small: {size}, the short side must have --min_side {rules.min_side}"
+    if rules.max_aspect and long > rules.max_aspect * short:
+        return f"too long: {size}, over --max_aspect {rules.max_aspect:g}"
+    return ""
+
+
+def _is_plain_jpeg(source: bytes) -> bool:
+    """Whether a decoded source can be kept byte for byte: a JPEG that any decoder shows as ours does."""
+    picture = Image.open(io.BytesIO(source))
+    return (
+        picture.format == "JPEG"
+        and picture.mode == "RGB"
+        and picture.getexif().get(0x0112, 1) == 1
+        and "icc_profile" not in picture.info
+    )

@@ -1,0 +1,108 @@
+"""Parts of a plan built side by side in processes of this machine."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from shards.building.parts import Part, build_part
+from shards.building.stored_pictures import PictureRules
+from toolkit.data.worker_count import cores
+from toolkit.errors import UserError
+
+WORTH_A_PROCESS = 500
+"""Samples below which starting one more process costs more than it saves."""
+
+_done = None  # of a worker: samples done by all of them
+_stop = None  # of a worker: whether to give up
+
+
+def choose_workers(asked: int, samples: int, parts: int) -> int:
+    """`asked`, or for 0 as many as cores and work allow."""
+    return max(1, min(asked or min(cores(), -(-samples // WORTH_A_PROCESS)), parts))
+
+
+def build_parts(
+    parts: Iterable[Part], folder: Path, pictures: Path, rules: PictureRules, workers: int, bar: tqdm,
+    after: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Build each part; `after` is told its number. Few parts are held at a time: `parts` is read as they are done.
+
+    Raises what `build_part`, `parts` or `after` raise, and UserError if a worker is killed.
+    """
+    if workers == 1:
+        for part in parts:
+            build_part(folder, pictures, rules, part, bar.update)
+            after(part.number)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU state of the encoder
+    done, stop = context.Value("q", 0), context.Event()
+    with ProcessPoolExecutor(workers, context, _enter, (done, stop, os.getpid())) as pool:
+        waiting: dict[Future, int] = {}
+        try:
+            for part in parts:
+                with _interrupts_held():
+                    waiting[pool.submit(_build, folder, pictures, rules, part)] = part.number
+                _settle(waiting, 2 * workers - 1, done, bar, after)
+            _settle(waiting, 0, done, bar, after)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed (for want of memory?); lower --workers and run the same command again to "
+                "go on"
+            ) from None
+        finally:
+            stop.set()
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started here never see a Ctrl-C, not even before `_enter`; in this one it comes a moment later."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _settle(waiting: dict[Future, int], most: int, done, bar: tqdm, after: Callable[[int], None]) -> None:
+    """Wait until at most `most` parts are under way."""
+    while len(waiting) > most:
+        finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+        bar.update(done.value - bar.n)
+        for future in finished:
+            future.result()
+            after(waiting.pop(future))
+
+
+def _enter(done, stop, parent: int) -> None:
+    global _done, _stop
+    _done, _stop = done, stop
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """A killed parent tells nobody: its workers would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _build(folder: Path, pictures: Path, rules: PictureRules, part: Part) -> None:
+    build_part(folder, pictures, rules, part, _tick)
+
+
+def _tick() -> None:
+    with _done.get_lock():
+        _done.value += 1
+    if _stop.is_set():
+        raise UserError("stopped")

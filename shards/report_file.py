@@ -1,0 +1,16 @@
+"""The report of a shard folder, and the names of what stands beside tars, index and manifest."""
+
+import json
+from pathlib import Path
+
+REPORT_NAME, PAGE_NAME = "report.json", "report.html"
+SOURCES_NAME = "sources.jsonl"
+"""Which picture and captions each sample is of: lets a build add what is new."""
+
+
+def write_report(folder: Path, written: int, skipped: list[tuple[str, str]]) -> None:
+    """`report.json`: how many samples were written, and each file left out with its reason."""
+    content = {"written": written, "skipped": [{"path": path, "reason": reason} for path, reason in skipped]}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    with (folder / REPORT_NAME).open("x", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
