@@ -54,16 +54,21 @@ def run(main: Callable[[Options], None], cls: type[Options], argv: list[str] | N
     try:
         options = parse(cls, argv)
     except UserError as error:
-        print(f"{prefix}: {error}. See --help.", file=sys.stderr)
+        _say(f"{prefix}: {error}. See --help.")
         sys.exit(2)
     try:
         main(options)
     except UserError as error:
-        print(f"{prefix}: {error}", file=sys.stderr)
+        _say(f"{prefix}: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"{prefix}: interrupted", file=sys.stderr)
+        _say(f"{prefix}: interrupted")
         sys.exit(130)
+
+
+def _say(line: str) -> None:
+    """In one write: `print` makes two, and another process's line could come between a line and its end."""
+    sys.stderr.write(line + "\n")
 
 
 def data_first(arguments: list[str]) -> list[str]:
