@@ -16,7 +16,7 @@ from toolkit import draws
 from toolkit.command_line import run
 from toolkit.data.images import to_pil
 from toolkit.devices import pick_device
-from toolkit.encoders.open_clip_encoder import OpenClip, load_open_clip
+from toolkit.encoders.open_clip_encoder import OpenClip, OpenClipEncoder, load_open_clip
 from toolkit.encoders.text_encoder import SAME_ENCODER_COSINE
 from toolkit.errors import UserError
 
@@ -77,7 +77,7 @@ def score(options: ClipScoreOptions) -> dict:
     if captions is None:
         raise UserError(f"{source.name} has no captions; put a .txt of the same stem beside every picture")
     clip = _load(options, device)
-    texts = encode_texts(clip, [options.prefix + caption for caption in captions], device, options.batch)
+    texts = encode_texts(clip, [options.prefix + caption for caption in captions], device)
     pictures = encode_pictures(clip, source, device, options.batch)
     return {
         **clip_score(pictures, texts)._asdict(),
@@ -87,11 +87,11 @@ def score(options: ClipScoreOptions) -> dict:
     }
 
 
-@torch.no_grad()
-def encode_texts(clip: OpenClip, captions: list[str], device: torch.device, batch: int) -> Tensor:
-    """N captions -> float32 [N, E] on the CPU, unit length."""
-    chunks = [clip.tokenizer(captions[i : i + batch]).to(device) for i in range(0, len(captions), batch)]
-    return normalize(torch.cat([clip.model.encode_text(chunk).float().cpu() for chunk in chunks]), dim=1)
+def encode_texts(clip: OpenClip, captions: list[str], device: torch.device) -> Tensor:
+    """N captions -> float32 [N, E] on the CPU, unit length; equal ones are computed once, none longer than it is."""
+    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    vectors = OpenClipEncoder("", clip, device).encode(list(number))
+    return vectors[[number[caption] for caption in captions]]
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def _notes(clip: OpenClip, source: Source, device: torch.device) -> list[str]:
     if source.identity is None:
         return []
     recorded = source.identity.vectors()
-    found = encode_texts(clip, list(source.identity.probe_captions), device, batch=8)
+    found = encode_texts(clip, list(source.identity.probe_captions), device)
     if found.shape != recorded.shape or cosine_similarity(found, recorded).min() < SAME_ENCODER_COSINE:
         return []
     return ["self-serving: this CLIP also conditions the generator; score with another one"]

@@ -10,11 +10,9 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
-from toolkit.durable import write_whole
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 
@@ -22,9 +20,9 @@ IDENTITY_NAME, RECORD_NAME = "encoder.json", "embedded.jsonl"
 MAX_EMBEDDING_BYTES = 2**26
 
 
-def save_identity(folder: Path, identity: EncoderIdentity) -> None:
-    text = json.dumps(dataclasses.asdict(identity), indent=1, ensure_ascii=False)
-    write_whole(folder / IDENTITY_NAME, (text + "\n").encode())
+def identity_json(identity: EncoderIdentity) -> bytes:
+    """The content of `encoder.json`."""
+    return (json.dumps(dataclasses.asdict(identity), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def load_identity(folder: Path) -> EncoderIdentity | None:
@@ -41,12 +39,17 @@ def load_identity(folder: Path) -> EncoderIdentity | None:
 
 
 def check_origin(folder: Path, identity: EncoderIdentity) -> None:
-    """Vectors of two encoders must not meet in one folder."""
+    """Vectors of two encoders, or of two precisions of one, must not meet in one folder. Raises UserError."""
     earlier = load_identity(folder)
     if earlier is None and next(folder.rglob("*.npy"), None):
         raise UserError(f"{folder} holds .npy files but no {IDENTITY_NAME}; embed into a new folder")
     if earlier and (difference := earlier.difference(identity)):
         raise UserError(f"{folder} was embedded by another encoder: {difference}; embed into a new folder")
+    if earlier and earlier.precision != identity.precision:
+        raise UserError(
+            f"{folder} was embedded in {earlier.precision}, not in {identity.precision}: vectors of both must not mix; "
+            f"pass --precision {earlier.precision}, or embed into a new folder"
+        )
 
 
 def load_record(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -58,29 +61,12 @@ def load_record(folder: Path) -> dict[str, tuple[str, ...]]:
             entry = json.loads(line)
             record[entry["key"]] = tuple(entry["captions"])
         except (ValueError, KeyError, TypeError):
-            continue  # the last line of an interrupted run: its captions count as not yet embedded
-    return record
-
-
-def open_record(folder: Path) -> TextIO:
-    """For appending `record_line`s."""
-    record = (folder / RECORD_NAME).open("a", encoding="utf-8")
-    if record.tell():
-        record.write("\n")  # ends the line that an interrupted run may have left half written
+            continue  # of an interrupted run: its captions count as not yet embedded
     return record
 
 
 def record_line(key: str, captions: tuple[str, ...]) -> str:
     return json.dumps({"key": key, "captions": captions}, ensure_ascii=False) + "\n"
-
-
-def write_embedding(folder: Path, key: str, vectors: np.ndarray) -> None:
-    """float32 [K, E], unit length -> KEY.npy."""
-    path = folder / f"{key}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = io.BytesIO()
-    np.save(data, vectors[0] if len(vectors) == 1 else vectors)
-    write_whole(path, data.getvalue())
 
 
 def embedding_widths(paths: Iterable[Path]) -> Iterator[int]:

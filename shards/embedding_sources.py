@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from shards.caching_encoder import load_cached
 from shards.captions import Sample
+from shards.embedding.caption_encoder import load_caption_encoder
 from shards.embedding_folder import embedding_widths, load_identity, load_record, read_embedding
 from shards.problems import Problem
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -32,14 +32,14 @@ class EmbeddingSource(NamedTuple):
 
 def encode_now(name: str, weights: Path | None, device: str) -> EmbeddingSource:
     """Raises UserError if the encoder cannot be loaded."""
-    encoder = load_cached(name, weights, device)
+    encoder = load_caption_encoder(name, weights, device)
 
     def encode(samples: list[Sample]) -> list[np.ndarray]:
         vectors = encoder.encode([caption for sample in samples for caption in sample.captions])
         ends = np.cumsum([len(sample.captions) for sample in samples])
         return np.split(vectors, ends[:-1])
 
-    return EmbeddingSource(EncoderIdentity.of(encoder.encoder), encode)
+    return EmbeddingSource(encoder.identity, encode)
 
 
 def read_stored(folder: Path, encoder: str, weights: Path | None, samples: list[Sample]) -> EmbeddingSource:

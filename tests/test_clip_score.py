@@ -71,7 +71,7 @@ def test_shuffling_moves_every_caption():
 
 
 def test_report_of_a_picture_folder(folder, weights):
-    report = score(options_for(folder, weights, batch=2))
+    report = score(options_for(folder, weights))
     assert report["clip_score_hessel"] * 40 == pytest.approx(report["clip_score"])
     assert -1 <= report["mean_cosine"] <= 1 and report["clip_score_shuffled"] >= 0
     protocol = report["protocol"]
@@ -121,7 +121,7 @@ class FakeGenerator:
 @pytest.mark.parametrize("same", [True, False])
 def test_the_conditioning_clip_is_noticed_as_a_judge(tmp_path, weights, monkeypatch, same):
     captions = ["burek", "salad"]
-    vectors = encode_texts(load_open_clip(f"{MODEL}/local", weights), captions, CPU, batch=2)
+    vectors = encode_texts(load_open_clip(f"{MODEL}/local", weights), captions, CPU)
     identity = EncoderIdentity.from_vectors("other-name", captions, vectors if same else vectors.roll(1, dims=1))
     monkeypatch.setattr(sources, "load_generator", lambda path, device: FakeGenerator(identity))
     monkeypatch.setattr(sources, "_read_prompts", lambda *_: (captions, vectors))

@@ -5,15 +5,16 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 
 from shards import create, embed
-from shards.caching_encoder import CachedEncoder
 from shards.create import CreateOptions
 from shards.embed import EmbedOptions
+from shards.embedding.caption_encoder import CaptionEncoder
 from shards.embedding_folder import read_embedding
+from tests.tiny_clip import save_weights
+from tests.tiny_text import CAPTIONS, build, encoder_of
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
@@ -116,12 +117,20 @@ class Counting(HashingEncoder):
 
 
 def test_equal_captions_are_encoded_once() -> None:
-    encoder = CachedEncoder(Counting())
-    first = encoder.encode(["a", "b", "a"])
-    second = encoder.encode(["b", "c"])
+    encoder = CaptionEncoder(Counting())
+    found = encoder.encode(["bb", "a", "bb", "c", "a"])
     assert encoder.encoder.seen == 3
-    assert (first[0] == first[2]).all() and (first[1] == second[0]).all()
-    assert (second == HashingEncoder().encode(["b", "c"]).numpy()).all()
+    assert (found == HashingEncoder().encode(["bb", "a", "bb", "c", "a"]).numpy()).all()
+
+
+def test_a_vector_depends_on_the_set_of_captions_alone() -> None:
+    """Not on their order, nor on what the process has encoded before: so any process gives the same bytes."""
+    encoder = CaptionEncoder(encoder_of(build()))
+    expected = CaptionEncoder(encoder_of(build())).encode(CAPTIONS)
+    for number in range(len(CAPTIONS)):
+        encoder.encode(CAPTIONS[number:])
+        turned = CAPTIONS[number:] + CAPTIONS[:number]
+        assert (encoder.encode(turned) == np.roll(expected, -number, axis=0)).all()
 
 
 class TestCommand:
@@ -180,18 +189,8 @@ class TestCommand:
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A random CLIP of 32 dimensions known to open_clip as 'tiny-test': two files of different weights."""
-    folder = tmp_path_factory.mktemp("clip")
-    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
-    (folder / "tiny-test.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder / "tiny-test.json")
-    paths = [folder / "first.pt", folder / "second.pt"]
-    for seed, path in enumerate(paths):
-        torch.manual_seed(seed)
-        torch.save(open_clip.create_model("tiny-test").state_dict(), path)
-    return paths
+    """Two files of different weights."""
+    return save_weights(tmp_path_factory.mktemp("clip"))
 
 
 class TestOpenClip:

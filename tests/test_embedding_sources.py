@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.embedding_folder import load_identity, save_identity
+from shards.embedding_folder import IDENTITY_NAME, identity_json, load_identity
 from tests.conftest import COLOURS
 from tests.test_create import build, skipped
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -48,7 +48,7 @@ class TestEmbeddings:
         with pytest.raises(UserError, match="does not say which encoder made it"):
             build(caption_folder, tmp_path / "out", embeddings=folder)
         built = build(caption_folder, tmp_path / "declared", embeddings=folder, encoder="hashing")
-        save_identity(folder, built.manifest.encoder)
+        (folder / IDENTITY_NAME).write_bytes(identity_json(built.manifest.encoder))
         assert load_identity(folder) == built.manifest.encoder
         with pytest.raises(UserError, match="was embedded by hashing, not by --encoder ViT-L-14/openai"):
             build(caption_folder, tmp_path / "out", embeddings=folder, encoder="ViT-L-14/openai")

@@ -6,8 +6,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from toolkit.encoders.open_clip_encoder import OpenClipEncoder
-from toolkit.encoders.text_tower import TextTower
+from toolkit.encoders.open_clip_encoder import OpenClip, OpenClipEncoder
 
 CONTEXT = 77
 LENGTHS = (5, 74, 0, 12, 1, 75, 12, 30, 200, 3, 76, 8, 19, 5)
@@ -31,11 +30,7 @@ def build(kind: type = CLIP, **text) -> nn.Module:
 
 
 def encoder_of(model: nn.Module, device: str = "cpu") -> OpenClipEncoder:
-    encoder = OpenClipEncoder.__new__(OpenClipEncoder)  # its constructor loads weights by name
-    encoder.name, encoder.device, encoder.tokenizer = "tiny", device, open_clip.SimpleTokenizer()
-    encoder.model, encoder.tower = model.to(device), TextTower(model)
-    encoder.dimension = 24
-    return encoder
+    return OpenClipEncoder("tiny", OpenClip(model.to(device), None, open_clip.SimpleTokenizer()), device)
 
 
 @torch.no_grad()

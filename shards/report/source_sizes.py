@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.data.shard_format import INDEX_NAME, Manifest
+from toolkit.data.shard_format import Manifest
 
 BLOCK = 512
 MAX_SPAN = 2**26
@@ -20,7 +20,7 @@ class SourceSizes:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.paths = [folder / shard.name for shard in manifest.shards]
         self.columns = (1, 3) if manifest.vectors else (1, 3, 5)  # those of members of the tar
-        self.index = np.load(folder / INDEX_NAME, mmap_mode="r", allow_pickle=False)
+        self.index = np.load(folder / manifest.index_name, mmap_mode="r", allow_pickle=False)
 
     def of(self, i: int) -> tuple[int, int] | None:
         """None if it is not recorded, or is no size."""

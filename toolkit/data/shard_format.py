@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.data.addresses import what_to_pass
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 
@@ -84,6 +85,8 @@ class Manifest:
     """Per shard the file of its text embeddings, a row per caption; none: they stand in the tars."""
     image_vectors: tuple[Sidecar, ...] = ()
     """Per shard the file of its picture embeddings, a row per sample; usually none."""
+    index_name: str = INDEX_NAME
+    """Another name where embeddings were put in place later: the old index counts until the manifest is replaced."""
     version: int = FORMAT_VERSION
 
     @property
@@ -100,21 +103,29 @@ class Manifest:
         return (*self.shards, *self.vectors, *self.image_vectors)
 
     def save(self, folder: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / MANIFEST_NAME).write_bytes(self.to_json())
+
+    def to_json(self) -> bytes:
+        return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
         """Raises UserError if the folder is no shard folder or its manifest is damaged."""
         path = folder / MANIFEST_NAME
         if not folder.is_dir():
-            raise UserError(f"no shard folder at {folder}; {_what_to_pass(str(folder))}")
+            raise UserError(f"no shard folder at {folder}; {what_to_pass(str(folder))}")
         if not path.is_file():
             raise UserError(f"{folder} holds no {MANIFEST_NAME}; build shards with python -m shards.create")
+        with path.open("rb") as file:
+            return cls.parse(file.read(min(path.stat().st_size, MAX_MANIFEST_BYTES + 1)), path)
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path | str) -> "Manifest":
+        """From the bytes of its file, which stand at `path`. Raises UserError if they are damaged."""
         try:
-            if path.stat().st_size > MAX_MANIFEST_BYTES:
+            if len(data) > MAX_MANIFEST_BYTES:
                 raise ValueError(f"larger than {MAX_MANIFEST_BYTES:,} bytes")
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(data.decode("utf-8"))
             if fields["version"] not in READABLE or type(fields["version"]) is not int:
                 version = repr(fields["version"])[:80]
                 raise UserError(f"{path} has format version {version}, this toolkit reads {FORMAT_VERSION} and older")
@@ -138,10 +149,12 @@ class Manifest:
         for file in files:
             counts[f"bytes of {file.name!r}"] = file.bytes
             _check_name(file.name)
+        if self.index_name != INDEX_NAME:
+            _check_name(self.index_name)
         for what, count in counts.items():
             if type(count) is not int or not 0 < count < 2**62:
                 raise ValueError(f"{what} is {str(count)[:80]!r}")
-        if len({file.name for file in files}) != len(files):
+        if len({self.index_name, *(file.name for file in files)}) != len(files) + 1:
             raise ValueError("a file is listed twice")
         if any(len(getattr(self, name)) not in (0, len(self.shards)) for name in SIDECARS):
             raise ValueError("not every shard has its file of embeddings")
@@ -160,13 +173,6 @@ def _check_name(name: object) -> None:
     plain = isinstance(name, str) and re.fullmatch(r"[^/\\]+", name) and name.isprintable()
     if not plain or name in (".", "..", MANIFEST_NAME, INDEX_NAME):
         raise ValueError(f"shard name {str(name)[:80]!r}")
-
-
-def _what_to_pass(folder: str) -> str:
-    """Addresses, commands and patterns, which webdataset would run or fetch, are only ever names of folders here."""
-    if re.match(r"[A-Za-z][\w+.-]*:", folder) or re.search(r"[{}*$]|::", folder):
-        return "pass a local folder: addresses, commands and patterns are not followed"
-    return "build one with python -m shards.create"
 
 
 class _TarReader(io.FileIO):

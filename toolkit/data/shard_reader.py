@@ -1,6 +1,7 @@
-"""Random access to the samples of a shard folder: sample i is three reads at known offsets."""
+"""Random access to the samples of a shard folder: sample i is one or a few reads at known offsets."""
 
 import io
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +12,16 @@ import torch
 from torch import Tensor
 
 from toolkit.data.npy import read_npy
-from toolkit.data.shard_format import INDEX_COLUMNS, INDEX_NAME, MAX_MEMBER_BYTES, Manifest
+from toolkit.data.shard_format import INDEX_COLUMNS, MAX_MEMBER_BYTES, Manifest
+from toolkit.data.sidecar import check_sidecar
 from toolkit.errors import UserError
 
 MAX_OPEN = 500
 """Files kept open at a time; a process may usually have 1,024."""
+MAX_GAP = 2**14
+"""Bytes between members that are read along: cheaper than a read more."""
+SHORTEST = 1e-6
+"""Length of an embedding below which it has no direction."""
 
 
 class DamagedSample(UserError):
@@ -27,6 +33,14 @@ class Sample(NamedTuple):
 
     picture: bytes
     """A JPEG, PNG or WebP file, or a .npy of uint8 [R, R, 3]."""
+    captions: tuple[str, ...]
+    vectors: Tensor
+    """float32 [len(captions), E], unit length."""
+
+
+class Texts(NamedTuple):
+    """A sample without its picture."""
+
     captions: tuple[str, ...]
     vectors: Tensor
     """float32 [len(captions), E], unit length."""
@@ -44,6 +58,8 @@ class ShardSet:
         self.index = self._load_index()
         """int64 [N, 7], columns INDEX_COLUMNS, mapped from its file."""
         self._check_sizes()
+        shards, holding_vectors = self.manifest.shards, self.manifest.vectors or self.manifest.shards
+        self._ends = [(tar.bytes, file.bytes) for tar, file in zip(shards, holding_vectors, strict=True)]
         self._open = lru_cache(MAX_OPEN)(self._open_file)
 
     def __len__(self) -> int:
@@ -58,23 +74,41 @@ class ShardSet:
 
     def read(self, i: int) -> Sample:
         """Sample `i` in [0, len). Raises DamagedSample naming shard and sample if its bytes are damaged."""
-        shard, *spans = (int(value) for value in self.index[i])
-        if not self._inside(shard, spans):  # asked of each sample: an index of 1e8 is not read at the start
-            raise DamagedSample(
-                f"{self.folder / INDEX_NAME}: sample {i} lies outside its shard; build the shards again"
-            )
+        return Sample(*self._read(i, first=0))
+
+    def read_texts(self, i: int) -> Texts:
+        """The same without the picture, whose bytes stay where they are."""
+        return Texts(*self._read(i, first=2))
+
+    def read_captions(self, i: int) -> tuple[str, ...]:
+        """The captions alone, whatever the embeddings are. Raises DamagedSample."""
+        shard, *spans = self._place(i)
         try:
-            tar, vectors_file = self._open(self._tar_name(shard)), self._open(self._vectors_name(shard))
-            picture, text = _bytes(tar, *spans[:2]), _bytes(tar, *spans[2:4])
-            captions = self._captions(text.decode("utf-8"))
-            vectors = self._vectors(_bytes(vectors_file, *spans[4:]))
+            (text,) = _bytes(self._open(self._tar_name(shard)), spans[2:4])
+            return self._captions(text.decode("utf-8"))
+        except (ValueError, OSError) as error:
+            raise DamagedSample(f"{self._shard_path(shard)}: sample {i} is damaged ({error})") from None
+
+    def _place(self, i: int) -> list[int]:
+        """The row of the index, checked: asked of each sample, for an index of 1e8 is not read at the start."""
+        row = self.index[i].tolist()
+        if not self._inside(*row):
+            path = self.folder / self.manifest.index_name
+            raise DamagedSample(f"{path}: sample {i} lies outside its shard; build the shards again")
+        return row
+
+    def _read(self, i: int, first: int) -> tuple:
+        shard, *spans = self._place(i)
+        try:
+            *picture, text, vector = self._members(shard, spans[first:])
+            captions, vectors = self._captions(text.decode("utf-8")), self._vectors(vector)
         except (ValueError, OSError) as error:
             raise DamagedSample(f"{self._shard_path(shard)}: sample {i} is damaged ({error})") from None
         if len(captions) != len(vectors):
             raise DamagedSample(
                 f"{self._shard_path(shard)}: sample {i} has {len(captions)} captions but {len(vectors)} embeddings"
             )
-        return Sample(picture, captions, vectors)
+        return *picture, captions, vectors
 
     def shard_path(self, i: int) -> Path:
         """The tar that holds sample `i`."""
@@ -89,13 +123,18 @@ class ShardSet:
         else:
             array = read_npy(data, "f")
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, which is refused below
-            vectors = torch.from_numpy(np.atleast_2d(array).astype(np.float32))
+            vectors = torch.from_numpy((array[None] if array.ndim == 1 else array).astype(np.float32))
         expected = self.manifest.encoder.dimension
         if vectors.ndim != 2 or vectors.shape[1] != expected:
             raise ValueError(f"embedding of shape {tuple(array.shape)}, expected {expected}-d")
-        if not torch.isfinite(vectors).all():
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        found = lengths.flatten().tolist()
+        # A finite length tells of all its numbers that they are; of an infinite one the squares may only be too large.
+        if not all(map(math.isfinite, found)) and not torch.isfinite(vectors).all():
             raise ValueError("embedding holds NaN or infinity")
-        return torch.nn.functional.normalize(vectors, dim=1)  # float16 storage is off unit length by 1e-3
+        if min(found, default=1) < SHORTEST:
+            raise ValueError("a zero vector as embedding, expected a direction")
+        return vectors / lengths  # float16 storage is off unit length by 1e-3
 
     def _open_file(self, name: str) -> io.FileIO:
         """Closed when the last reader lets go of it, which may be after `_open` has forgotten it."""
@@ -107,25 +146,31 @@ class ShardSet:
     def _vectors_name(self, shard: int) -> str:
         return (self.manifest.vectors or self.manifest.shards)[shard].name
 
-    def _inside(self, shard: int, spans: list[int]) -> bool:
+    def _members(self, shard: int, spans: list[int]) -> list[bytes]:
+        tar = self._open(self._tar_name(shard))
+        if not self.manifest.vectors:
+            return _bytes(tar, spans)
+        return _bytes(tar, spans[:-2]) + _bytes(self._open(self._vectors_name(shard)), spans[-2:])
+
+    def _inside(self, shard: int, at: int, size: int, text_at: int, text: int, vector_at: int, vector: int) -> bool:
         """Whether the three spans lie in files that the manifest lists, each of a sane size."""
-        if not 0 <= shard < len(self.manifest.shards):
+        if not 0 <= shard < len(self._ends):
             return False
-        end = self.manifest.shards[shard].bytes
-        ends = (end, end, (self.manifest.vectors or self.manifest.shards)[shard].bytes)
-        return all(
-            0 <= offset <= end - size and 0 < size <= MAX_MEMBER_BYTES
-            for end, offset, size in zip(ends, spans[::2], spans[1::2], strict=True)
-        )
+        tar_end, vectors_end = self._ends[shard]
+        return (
+            0 < size <= MAX_MEMBER_BYTES and 0 <= at <= tar_end - size
+            and 0 < text <= MAX_MEMBER_BYTES and 0 <= text_at <= tar_end - text
+            and 0 < vector <= MAX_MEMBER_BYTES and 0 <= vector_at <= vectors_end - vector
+        )  # fmt: skip
 
     def _shard_path(self, shard: int) -> Path:
         return self.folder / self._tar_name(shard)
 
     def _load_index(self) -> np.ndarray:
-        path = self.folder / INDEX_NAME
+        path = self.folder / self.manifest.index_name
         try:
             # Not np.load, which also opens zip files; a mapped file costs no memory and refuses Python objects.
-            index = np.lib.format.open_memmap(path, mode="r")
+            index = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)
         except Exception as error:  # of a hostile header: ValueError, SyntaxError, OverflowError, MemoryError, ...
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} cannot be read ({reason}); build the shards again") from None
@@ -141,13 +186,25 @@ class ShardSet:
         for file in self.manifest.files:
             path = self.folder / file.name
             if not path.is_file():
-                raise UserError(f"{path} is missing, but the manifest lists it; copy it again or build the shards again")
+                raise UserError(
+                    f"{path} is missing, but the manifest lists it; copy it again or build the shards again"
+                )
             if (size := path.stat().st_size) != file.bytes:
                 raise UserError(f"shard {path} has {size:,} bytes, its manifest says {file.bytes:,}: truncated?")
+        for file in (*self.manifest.vectors, *self.manifest.image_vectors):
+            check_sidecar(self.folder / file.name, self.manifest.encoder.dimension)
 
 
-def _bytes(file: io.FileIO, offset: int, size: int) -> bytes:
-    data = os.pread(file.fileno(), size, offset)
-    if len(data) != size:
-        raise ValueError(f"only {len(data)} of {size} bytes are left")
-    return data
+def _bytes(file: io.FileIO, spans: list[int]) -> list[bytes]:
+    """What stands at each (offset, size), in one read where that brings little else. Raises ValueError at an end."""
+    pairs = list(zip(spans[::2], spans[1::2], strict=True))
+    start, end = min(spans[::2]), max(offset + size for offset, size in pairs)
+    if end - start <= sum(spans[1::2]) + MAX_GAP:
+        data = os.pread(file.fileno(), end - start, start)
+        if len(data) == end - start:
+            return [data[offset - start : offset - start + size] for offset, size in pairs]
+    found = [os.pread(file.fileno(), size, offset) for offset, size in pairs]
+    for data, (_, size) in zip(found, pairs, strict=True):
+        if len(data) != size:
+            raise ValueError(f"only {len(data)} of {size} bytes are left")
+    return found

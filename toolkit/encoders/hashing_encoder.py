@@ -25,6 +25,7 @@ class HashingEncoder:
 
     name = "hashing"
     dimension = DIMENSION
+    weights_sha256 = ""
 
     def encode(self, captions: list[str]) -> Tensor:
         """N captions -> float32 [N, 768], unit length."""

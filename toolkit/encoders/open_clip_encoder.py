@@ -1,5 +1,6 @@
 """CLIP by open_clip name: the text tower as an encoder, and the whole model for the CLIP score."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +32,26 @@ class OpenClip(NamedTuple):
 
 
 class OpenClipEncoder:
-    """Frozen CLIP text tower: captions -> unit-length vectors."""
+    """Frozen CLIP: captions, and pictures too, -> unit-length vectors."""
 
-    def __init__(self, name: str, weights: Path | None = None, device: str | torch.device = "cpu") -> None:
-        clip = load_open_clip(name, weights, device)
+    def __init__(self, name: str, clip: OpenClip, device: str | torch.device = "cpu") -> None:
         self.name = name
-        self.model, self.tokenizer, self.device = clip.model, clip.tokenizer, device
+        self.model, self.preprocess, self.tokenizer, self.device = *clip, device
         self.tower = TextTower(clip.model)
-        self.dimension = self.encode(["a"]).shape[1]
+
+    @classmethod
+    def load(cls, name: str, weights: Path | None = None, device: str | torch.device = "cpu") -> "OpenClipEncoder":
+        """Arguments and errors of `load_open_clip`."""
+        return cls(name, load_open_clip(name, weights, device), device)
+
+    @cached_property
+    def dimension(self) -> int:
+        return self.encode(["a"]).shape[1]
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the text tower's parameters."""
+        return self.tower.sha256()
 
     @torch.inference_mode()
     def encode(self, captions: list[str], half: bool = False) -> Tensor:
@@ -50,6 +63,13 @@ class OpenClipEncoder:
         windows = [captions[i : i + SORTED_AT_ONCE] for i in range(0, len(captions), SORTED_AT_ONCE)]
         with torch.autocast(torch.device(self.device).type, torch.float16, enabled=half):
             return torch.cat([self._encode_sorted(self.tokenizer(w), len(captions) > FEW) for w in windows])
+
+    @torch.inference_mode()
+    def encode_pictures(self, pictures: Tensor, half: bool = False) -> Tensor:
+        """What `preprocess` makes of N pictures, float [N, 3, S, S] -> float32 [N, E] on the CPU, unit length."""
+        with torch.autocast(torch.device(self.device).type, torch.float16, enabled=half):
+            vectors = self.model.encode_image(pictures.to(self.device))
+        return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
 
     def _encode_sorted(self, tokens: Tensor, cut: bool) -> Tensor:
         """int64 [N, L] -> float32 [N, E] on the CPU, unit length.

@@ -5,7 +5,8 @@ identity carries probe captions with their vectors, and a loaded encoder must re
 """
 
 import base64
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,8 @@ class TextEncoder(Protocol):
 
     name: str
     dimension: int
+    weights_sha256: str
+    """'' if it has none."""
 
     def encode(self, captions: list[str]) -> Tensor: ...
 
@@ -43,11 +46,19 @@ class EncoderIdentity:
     dimension: int
     probe_captions: tuple[str, ...]
     probe_vectors: str
-    """Base64 of float16 [len(probe_captions), dimension], unit length."""
+    """Base64 of float16 [len(probe_captions), dimension], unit length; always of a computation in float32."""
+    weights_sha256: str = ""
+    """Of the text tower's parameters; '' if there are none, or nobody knows."""
+    precision: str = "fp32"
+    """fp32 or fp16: what the vectors, not the probes, were computed in."""
+    normalised: bool = True
+    """Whether the vectors were scaled to unit length when they were computed."""
 
     @classmethod
-    def of(cls, encoder: TextEncoder) -> "EncoderIdentity":
-        return cls.from_vectors(encoder.name, list(PROBE_CAPTIONS), encoder.encode(list(PROBE_CAPTIONS)))
+    def of(cls, encoder: TextEncoder, precision: str = "fp32") -> "EncoderIdentity":
+        vectors = encoder.encode(list(PROBE_CAPTIONS))
+        found = cls.from_vectors(encoder.name, list(PROBE_CAPTIONS), vectors)
+        return replace(found, weights_sha256=encoder.weights_sha256, precision=precision)
 
     @classmethod
     def from_vectors(cls, name: str, captions: list[str], vectors: Tensor) -> "EncoderIdentity":
@@ -57,7 +68,13 @@ class EncoderIdentity:
 
     @classmethod
     def from_json(cls, fields: dict) -> "EncoderIdentity":
-        return cls(**{**fields, "probe_captions": tuple(fields["probe_captions"])})
+        """Also of identities that were written when they had fewer fields. Raises ValueError, KeyError or TypeError."""
+        found = cls(**{**fields, "probe_captions": tuple(fields["probe_captions"])})
+        if not re.fullmatch(r"([0-9a-f]{64})?", found.weights_sha256):
+            raise ValueError(f"weights_sha256 is {found.weights_sha256[:80]!r}")
+        if found.precision not in ("fp32", "fp16") or type(found.normalised) is not bool:
+            raise ValueError(f"precision is {str(found.precision)[:80]!r}, normalised {str(found.normalised)[:80]!r}")
+        return found
 
     def vectors(self) -> Tensor:
         """float32 [P, E]: the recorded vectors of the probe captions."""
@@ -78,7 +95,8 @@ class EncoderIdentity:
         mine, theirs = (dict(zip(i.probe_captions, i.vectors(), strict=True)) for i in (self, other))
         cosines = [float(torch.dot(mine[c], theirs[c])) for c in mine if c in theirs]
         if cosines and min(cosines) < SAME_ENCODER_COSINE:
-            return f"same name {self.name}, other weights: cosine {min(cosines):.3f} on the probe captions"
+            hashes = _hashes(self.weights_sha256, other.weights_sha256)
+            return f"same name {self.name}, other weights: cosine {min(cosines):.3f} on the probe captions{hashes}"
         return ""
 
 
@@ -86,7 +104,7 @@ def load_encoder(name: str, weights: Path | None = None, device: str | torch.dev
     """'hashing' or an open_clip 'architecture/tag' -> a frozen encoder. Raises UserError if it cannot be had."""
     if name == HashingEncoder.name:
         return HashingEncoder()
-    return OpenClipEncoder(name, weights, device)
+    return OpenClipEncoder.load(name, weights, device)
 
 
 def load_encoder_of(
@@ -98,6 +116,14 @@ def load_encoder_of(
     if cosine < SAME_ENCODER_COSINE:
         raise UserError(
             f"the loaded encoder '{identity.name}' is not the one of the training data: cosine {cosine:.3f} "
-            f"on the probe captions, needed {SAME_ENCODER_COSINE}. Load the weights the shards were embedded with"
+            f"on the probe captions, needed {SAME_ENCODER_COSINE}"
+            f"{_hashes(encoder.weights_sha256, identity.weights_sha256)}. "
+            "Load the weights the shards were embedded with"
         )
     return encoder
+
+
+def _hashes(found: str, expected: str) -> str:
+    """For the end of a line on two encoders, where both hashes are known and differ."""
+    known = found and expected and found != expected
+    return f" (SHA-256 of the text tower {found[:12]} against {expected[:12]})" if known else ""

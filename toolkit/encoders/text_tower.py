@@ -5,6 +5,7 @@ that token enters the vector, so the columns behind the last pooled token of a b
 `encode_text` adds all 77 positions; here it runs with its position table and its mask shortened.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,19 @@ class TextTower(nn.Module):
             f"{path}attn_mask": self._causal.mask[:length, :length],
         }
         return functional_call(self, shortened, (tokens[:, :length],), tie_weights=False)
+
+    def sha256(self) -> str:
+        """Over name, shape, type and bytes of each parameter of the text half, in the order of their names.
+
+        The picture's half, the logit's scale and CoCa's decoder stay out: no text vector depends on them.
+        """
+        found, state = hashlib.sha256(), self.model.state_dict()
+        own = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
+        own = own or {name: value for name, value in state.items() if not name.startswith(("visual.", "logit_"))}
+        for name, value in sorted(own.items()):
+            found.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+            found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
 
 
 def _causal(model: nn.Module) -> _Causal | None:

@@ -1,0 +1,1 @@
+"""The parts of `shards.embed`."""
