@@ -9,9 +9,8 @@ import torch
 
 from evaluation.frechet import Statistics, frechet_distance, statistics
 from evaluation.inception import Extractor, features, load_extractor
-from evaluation.sources import Source, is_checkpoint, open_source
+from evaluation.sources import Source, is_checkpoint, is_shards, open_source
 from toolkit.command_line import run
-from toolkit.data.shard_format import INDEX_NAME
 from toolkit.devices import pick_device
 from toolkit.errors import UserError, check
 
@@ -24,9 +23,9 @@ UNBIASED_FROM = 10_000
 class FidOptions:
     """Fréchet Inception Distance (lower is better) between two sources: picture folder, shard folder or checkpoint."""
 
-    real: Path
-    """The reference: a picture folder, a shard folder or a checkpoint."""
-    fake: Path
+    real: str
+    """The reference: a picture folder, a shard folder (local or an address) or a checkpoint."""
+    fake: str
     """What is scored: the same kinds. A checkpoint is a ckpt_* folder, a run folder or a generator.safetensors."""
     count: int | None = None
     """Pictures from each side, drawn by seed (default: all; a checkpoint draws as many as the real side has)."""
@@ -36,7 +35,7 @@ class FidOptions:
     """Inception features; only 2048 is called "fid", others "fid_768" and so on, and compare with nothing else."""
     weights: Path | None = None
     """torch-fidelity's Inception weights file (default: its download)."""
-    prompts: Path | None = None
+    prompts: str | None = None
     """Prompts for a checkpoint: a shard folder, or a text file with one a line (default: --real if it is shards)."""
     encoder_weights: Path | None = None
     """Local weights of the checkpoint's text encoder, for prompts from a text file."""
@@ -77,7 +76,7 @@ def fid(options: FidOptions) -> dict:
 
 def _open_both(options: FidOptions, device: torch.device) -> tuple[Source, Source]:
     """--real first: it gives a checkpoint its default prompts and count."""
-    shards = options.real if (options.real / INDEX_NAME).is_file() else None
+    shards = options.real if is_shards(options.real) else None
     common = (options.size, options.seed, options.prompts or shards, device, options.encoder_weights)
     real = open_source(options.real, options.count, *common)
     count = real.count if options.count is None and is_checkpoint(options.fake) else options.count

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from toolkit import draws
+from toolkit.data.addresses import is_address
 from toolkit.data.decoding import SUFFIXES, fit_square, read_picture
 from toolkit.data.images import from_pil, to_pil
-from toolkit.data.shard_format import INDEX_NAME
+from toolkit.data.remote_shards import open_shards
+from toolkit.data.shard_format import MANIFEST_NAME
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.text_encoder import EncoderIdentity, load_encoder_of
 from toolkit.errors import UserError, check
@@ -59,14 +61,15 @@ class Source:
 class ScoredOptions:
     """The options of a command that scores one source."""
 
-    fake: Path
-    """What is scored: a checkpoint, a shard folder, or a picture folder (captions: a .txt of the same stem each)."""
+    fake: str
+    """What is scored: a checkpoint, a shard folder (local or an address), or a picture folder (captions: a .txt of the
+    same stem each)."""
     count: int | None = None
     """Number of pictures, drawn by seed (default: all; a checkpoint draws one a prompt)."""
     size: int | None = None
     """Centre-crop and resize every picture to this many pixels (default: as they are)."""
-    prompts: Path | None = None
-    """Prompts for a checkpoint: a shard folder, or a text file with one a line."""
+    prompts: str | None = None
+    """Prompts for a checkpoint: a shard folder (local or an address), or a text file with one a line."""
     encoder_weights: Path | None = None
     """Local weights of the checkpoint's text encoder, for prompts from a text file."""
     batch: int = 32
@@ -95,15 +98,15 @@ class ScoredOptions:
 
 
 def open_source(
-    path: Path,
+    path: str | Path,
     count: int | None = None,
     size: int | None = None,
     seed: int = 0,
-    prompts: Path | None = None,
+    prompts: str | Path | None = None,
     device: torch.device = CPU,
     encoder_weights: Path | None = None,
 ) -> Source:
-    """`count` pictures (None: all) of the source at `path`, drawn by `seed`.
+    """`count` pictures (None: all) of the source at `path`, which may be an address of shards, drawn by `seed`.
 
     Pictures are centre-cropped and resized to `size` if it is given. The last three concern checkpoints: `prompts` is
     a shard folder or a text file with one prompt a line (`count` None: one picture a prompt). Raises UserError.
@@ -111,6 +114,9 @@ def open_source(
     check(count is None or count > 0, "count", count, "at least 1")
     check(size is None or size > 0, "size", size, "at least 1")
     check(0 <= seed < 2**31, "seed", seed, "in [0, 2^31)")
+    if is_address(path):
+        return _shards(open_shards(path), str(path), count, size, seed)
+    path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give pictures, a shard folder or a checkpoint")
     if is_checkpoint(path):
@@ -119,13 +125,21 @@ def open_source(
             raise UserError(f"{path} draws from prompts: give --prompts, a shard folder or a text file")
         captions, text = _read_prompts(prompts, generator, count, seed, device, encoder_weights)
         return _generated(generator, captions, text, str(prompts), count or len(captions), size, seed)
-    if (path / INDEX_NAME).is_file():
-        return _shards(ShardSet(path), count, size, seed)
+    if is_shards(path):
+        return _shards(open_shards(path), str(path), count, size, seed)
     return _picture_folder(path, count, size, seed)
 
 
-def is_checkpoint(path: Path) -> bool:
+def is_shards(path: str | Path) -> bool:
+    """A shard folder, or the address of one."""
+    return is_address(path) or Path(path, MANIFEST_NAME).is_file()
+
+
+def is_checkpoint(path: str | Path) -> bool:
     """A ckpt_* folder, a run folder with one, or a file (whose content is checked when it is loaded)."""
+    if is_address(path):
+        return False
+    path = Path(path)
     return path.is_file() or (path / GENERATOR).is_file() or bool(checkpoints(path))
 
 
@@ -152,7 +166,7 @@ def _picture_folder(folder: Path, count: int | None, size: int | None, seed: int
     return Source(str(folder), "pictures", len(files), *shape, lambda numbers: _decoded(numbers, decode), captions)
 
 
-def _shards(shards: ShardSet, count: int | None, size: int | None, seed: int) -> Source:
+def _shards(shards: ShardSet, name: str, count: int | None, size: int | None, seed: int) -> Source:
     """Of several captions of a picture the first is taken."""
     order = sorted(_drawn(len(shards), count, seed))
     side = size or shards.manifest.resolution
@@ -164,7 +178,7 @@ def _shards(shards: ShardSet, count: int | None, size: int | None, seed: int) ->
     def captions() -> list[str]:
         return [shards.read(i).captions[0] for i in order]
 
-    return Source(str(shards.folder), "shards", len(order), side, side, lambda n: _decoded(n, decode), captions)
+    return Source(name, "shards", len(order), side, side, lambda n: _decoded(n, decode), captions)
 
 
 def _generated(
@@ -192,16 +206,21 @@ def _generated(
 
 
 def _read_prompts(
-    path: Path, generator: TrainedGenerator, count: int | None, seed: int, device: torch.device, weights: Path | None
+    path: str | Path,
+    generator: TrainedGenerator,
+    count: int | None,
+    seed: int,
+    device: torch.device,
+    weights: Path | None,
 ) -> tuple[list[str], Tensor]:
     """M captions and float32 [M, E] of the generator's own encoder. Raises UserError if they are another encoder's."""
-    if path.is_dir():
-        shards = ShardSet(path)
+    if is_address(path) or Path(path).is_dir():
+        shards = open_shards(path)
         if other := generator.identity.difference(shards.manifest.encoder):
             raise UserError(f"{path} was embedded by another encoder than {generator.name} was trained on: {other}")
         samples = [shards.read(i) for i in _drawn(len(shards), count, seed)]
         return [sample.captions[0] for sample in samples], torch.stack([sample.vectors[0] for sample in samples])
-    lines = _lines(path)
+    lines = _lines(Path(path))
     captions = [lines[i] for i in _drawn(len(lines), count, seed)]
     return captions, load_encoder_of(generator.identity, weights, device).encode(captions)
 

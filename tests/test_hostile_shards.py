@@ -198,8 +198,8 @@ def test_members_with_code_are_found_and_never_run(folder, tmp_path, kind):
 
 
 SPECS = (
-    "pipe:touch canary", "pipe:cat shards.tar", "http://localhost/s.tar", "https://x.invalid/{000..999}.tar",
-    "hf://datasets/x/y", "file:///etc/passwd", "file:shards", "s3://bucket/x", "gs://bucket/x", "ssh://host/x",
+    "pipe:touch canary", "pipe:cat shards.tar", "https://x.invalid/{000..999}.tar",
+    "hf://datasets/x/y", "file:///etc/passwd", "file:shards", "ssh://host/x",
     "data:,x", "shards-{0..99999999}.tar", "a::b", "shards/*.tar", "$HOME/shards", "${HOME}", "`touch canary`",
     "$(touch canary)",
 )  # fmt: skip

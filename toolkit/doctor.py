@@ -30,6 +30,7 @@ from toolkit.checks.pace import Pace, measure
 from toolkit.command_line import run
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
+from toolkit.data.worker_count import WorkerCount
 from toolkit.errors import UserError
 from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder import checkpoint
@@ -151,9 +152,10 @@ def describe_pace(report: Report, config: TrainConfig, pace: Pace, accelerator) 
     report.add(OK, "step", text)
     ratio, cores = mean / pace.loading, os.cpu_count() or 1
     device = "GPU" if accelerator.device.type == "cuda" else "step"
-    busy = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, config.workers)
-    remedy = f"raise --workers ({config.workers} now)" if busy < cores else f"all {cores} CPU cores are busy loading"
-    if config.workers == 0:
+    workers = WorkerCount(config.workers).most
+    busy = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers)
+    remedy = f"raise --workers ({workers} now)" if busy < cores else f"all {cores} CPU cores are busy loading"
+    if workers == 0:
         share = pace.loading / (pace.loading + mean)
         level = WARN if share > 0.1 else OK
         report.add(

@@ -10,6 +10,7 @@ from toolkit.checks import memory
 from toolkit.checks.micro_batch import largest_micro_batch
 from toolkit.command_line import dump, run
 from toolkit.config import TrainConfig
+from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError, check
 from toolkit.launching import stopping
@@ -31,7 +32,7 @@ def main(config: TrainConfig) -> None:
     if not config.data:
         raise UserError("no data: pass --data SHARDS (made by python -m shards.create)")
     config = config.with_numbers()
-    shards = ShardSet(config.data)
+    shards = open_shards(config.data)
     check_data(config, shards)
     score = choose_score(config, shards)
     stopping.follow_launcher()
@@ -89,7 +90,7 @@ def choose_score(config: TrainConfig, shards: ShardSet) -> Score | None:
 
     def score(trainer: Trainer, path: Path) -> float:
         weights = Path(config.score_weights) if config.score_weights else None
-        report = fid(FidOptions(real=Path(config.data), fake=path, count=count, weights=weights,
+        report = fid(FidOptions(real=config.data, fake=path, count=count, weights=weights,
                                 feature_layer=config.score_layer, device=str(trainer.device)))  # fmt: skip
         return next(value for name, value in report.items() if name.startswith("fid"))
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.inspect.bench import compare_speed
 from shards.inspect.checks import (
     Check,
     check_captions,
@@ -18,6 +19,8 @@ from shards.inspect.checks import (
     read_evenly,
 )
 from toolkit.command_line import data_first, run
+from toolkit.data.addresses import is_address
+from toolkit.data.remote_shards import read_manifest
 from toolkit.data.shard_format import Manifest
 from toolkit.data.shard_reader import Sample
 from toolkit.errors import UserError, check
@@ -29,8 +32,8 @@ EXAMPLES = 5
 class InspectOptions:
     """Describe and check a shard folder; exit code 1 if any check is BAD."""
 
-    data: Path
-    """The shard folder; may also stand first without its flag."""
+    data: str
+    """The shard folder, local or at an https://, s3:// or gs:// address; may also stand first without its flag."""
     verify: bool = False
     """Also read every byte and compare SHA-256 with the manifest, and the index with the tars; default false."""
     encoder: str = ""
@@ -39,6 +42,8 @@ class InspectOptions:
     """Local copy of the encoder's weights file; default: open_clip's cache or download."""
     samples: int = 64
     """Samples read, decoded and encoded again, evenly spread, 1 to 10000; default 64."""
+    bench: bool = False
+    """Also measure how fast the samples are read, beside plain webdataset on the same files; default false."""
     json: bool = False
     """Print one JSON object instead of lines; default false."""
 
@@ -47,7 +52,7 @@ class InspectOptions:
 
 
 def main(options: InspectOptions) -> None:
-    manifest = Manifest.load(options.data)
+    manifest = read_manifest(options.data)
     checks, samples = _ask(options, manifest)
     facts = {
         "folder": str(options.data),
@@ -73,9 +78,9 @@ def main(options: InspectOptions) -> None:
 
 
 def _ask(options: InspectOptions, manifest: Manifest) -> tuple[list[Check], list[Sample]]:
-    sizes, shard_set = check_sizes(options.data, manifest)
-    if options.verify:
-        hashes = check_hashes(options.data, manifest)
+    sizes, shard_set = check_sizes(options.data, manifest, options.verify)
+    if options.verify and not (shard_set is None and is_address(options.data)):
+        hashes = check_hashes(shard_set.folder if shard_set else Path(options.data), manifest)
     else:
         hashes = Check("sha256", "not checked", "add --verify")
     if shard_set is None:
@@ -88,6 +93,7 @@ def _ask(options: InspectOptions, manifest: Manifest) -> tuple[list[Check], list
             check_captions(samples),
             check_embeddings(samples, manifest.encoder.dimension),
             check_encoder(samples, manifest, options.encoder or manifest.encoder.name, options.encoder_weights),
+            *([compare_speed(shard_set)] if options.bench else []),
         ]
     return checks, samples
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from toolkit.data.decoding import FORMATS, decode_picture
-from toolkit.data.shard_format import INDEX_COLUMNS, INDEX_NAME, Manifest, file_sha256, list_tar
+from toolkit.data.remote_shards import RemoteShardSet, open_shards
+from toolkit.data.shard_format import INDEX_COLUMNS, Manifest, file_sha256, list_tar
 from toolkit.data.shard_reader import Sample, ShardSet
 from toolkit.encoders.text_encoder import SAME_ENCODER_COSINE, load_encoder
 from toolkit.errors import UserError
@@ -34,12 +35,16 @@ def judge(name: str, failures: list[str], detail: str) -> Check:
     return Check(name, "BAD", f"{len(failures)} failed: {'; '.join(failures[:3])}")
 
 
-def check_sizes(folder: Path, manifest: Manifest) -> tuple[Check, ShardSet | None]:
-    """Do the shards and the index fit the manifest? With the opened set if they do."""
+def check_sizes(location: str, manifest: Manifest, fetch_all: bool) -> tuple[Check, ShardSet | None]:
+    """Do the shards and the index fit the manifest? With the opened set if they do; first fetched whole if asked."""
     try:
-        shard_set = ShardSet(folder)
+        shard_set = open_shards(location)
+        if fetch_all and isinstance(shard_set, RemoteShardSet):
+            shard_set.fetch_all()
     except UserError as error:
         return Check("sizes", "BAD", str(error)), None
+    if isinstance(shard_set, RemoteShardSet) and not fetch_all:
+        return Check("sizes", "not checked", "of what is not fetched yet; add --verify"), shard_set
     total = sum(shard.samples for shard in manifest.shards)
     failures = [] if total == manifest.samples else [f"shards sum to {total}, manifest says {manifest.samples}"]
     return judge("sizes", failures, f"{len(manifest.shards)} shards as long as the manifest says"), shard_set
@@ -47,7 +52,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> tuple[Check, ShardSet | Non
 
 def check_hashes(folder: Path, manifest: Manifest) -> Check:
     """Reads every byte."""
-    expected = {file.name: file.sha256 for file in manifest.files} | {INDEX_NAME: manifest.index_sha256}
+    expected = {file.name: file.sha256 for file in manifest.files} | {manifest.index_name: manifest.index_sha256}
     missing = [f"{name} is missing" for name in expected if not (folder / name).is_file()]
     changed = [
         f"{name} has changed since it was written"
@@ -84,7 +89,7 @@ def _misplaced(shard_set: ShardSet, number: int, rows: np.ndarray, indexed: np.n
     if len(rows) != len(indexed):
         return [f"{name} holds {len(rows)} samples, the manifest says {len(indexed)}"]
     if not np.array_equal(rows[:, columns], indexed[:, columns]):
-        return [f"{name} has its samples at other places than {INDEX_NAME} says"]
+        return [f"{name} has its samples at other places than {manifest.index_name} says"]
     return [f"{name}: a sample lacks picture, caption or embedding"] if (indexed[:, 1:] == 0).any() else []
 
 

@@ -17,6 +17,7 @@ from toolkit.checks import memory
 from toolkit.checks.memory import gib
 from toolkit.config import TrainConfig
 from toolkit.data.decoding import decode_picture
+from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.open_clip_encoder import check_open_clip_name
@@ -85,7 +86,7 @@ def open_data(report: Report, config: TrainConfig, processes: int) -> ShardSet |
         return None
     try:
         share, parts = config.per_process(processes)
-        shards = ShardSet(config.data)
+        shards = open_shards(config.data)
         check_data(config, shards)
         for number in range(0, len(shards), max(1, len(shards) // 8)):
             decode_picture(shards.read(number).picture)
