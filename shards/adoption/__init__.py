@@ -1,0 +1,1 @@
+"""Tars of other makers, adopted as they are."""

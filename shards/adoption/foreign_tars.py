@@ -1,0 +1,111 @@
+"""A tar of img2dataset's or of any other WebDataset writer: its samples that can be trained on, and why not the rest.
+
+img2dataset (https://github.com/rom1504/img2dataset) writes KEY.jpg|png|webp, KEY.txt (empty where the list had no
+caption) and KEY.json per picture that it got; those it failed to get stand in its .parquet and _stats.json alone.
+"""
+
+import contextlib
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shards.caption_collection import clean_caption
+from shards.problems import Problem
+from toolkit.data.shard_format import list_tar
+from toolkit.errors import UserError
+
+MAX_TEXT_BYTES = 1_000_000
+Span = tuple[int, int]
+"""Offset and size in bytes."""
+
+
+class ForeignSample(NamedTuple):
+    """A picture, not looked at yet, with a usable caption."""
+
+    key: str
+    place: str
+    """'TAR/KEY', for people."""
+    caption: str
+    picture: Span
+    text: Span
+    """Where the caption stands in the tar."""
+
+
+def read_tar(path: Path, caption_key: str = "") -> tuple[list[ForeignSample], list[Problem]]:
+    """The samples in their order, and those left out. Captions: the .txt, or the field `caption_key` of the .json.
+
+    Raises UserError if the tar is damaged or holds what no data set should.
+    """
+    keys, rows = list_tar(path, 0)
+    found, problems = [], []
+    with path.open("rb") as file:
+        spans = _json_spans(path) if caption_key else dict(zip(keys, map(tuple, rows[:, 3:5].tolist()), strict=True))
+        for key, picture in zip(keys, map(tuple, rows[:, 1:3].tolist()), strict=True):
+            try:
+                if not picture[1]:
+                    raise UserError("bad picture: an empty file" if picture[0] else "no picture")
+                text, caption = _caption(file.fileno(), spans.get(key, (0, 0)), caption_key)
+                found.append(ForeignSample(key, f"{path.name}/{key}", caption, picture, text))
+            except UserError as error:
+                problems.append(Problem(f"{path.name}/{key}", str(error)))
+    return found, problems
+
+
+def downloads(tars: list[Path]) -> tuple[int, int]:
+    """How many pictures img2dataset tried and got, by the NAME_stats.json beside the tars; (0, 0) without them."""
+    tried = got = 0
+    for tar in tars:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a help to people, nothing depends on it
+            stats = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_bytes())
+            tried, got = tried + int(stats["count"]), got + int(stats["successes"])
+    return tried, got
+
+
+def _caption(file: int, span: Span, caption_key: str) -> tuple[Span, str]:
+    """Where the caption stands, and what it is. Raises UserError with the reason alone."""
+    offset, size = span
+    if not offset:
+        raise UserError(f"no caption: no .{'json' if caption_key else 'txt'} in the sample")
+    if size > MAX_TEXT_BYTES:
+        raise UserError(f"caption too long: over {MAX_TEXT_BYTES:,} bytes")
+    data = os.pread(file, size, offset)
+    if not caption_key:
+        return span, clean_caption(data.decode("utf-8", "surrogateescape"))
+    value = _field(data, caption_key)
+    caption = clean_caption(value)
+    at = data.find(value.encode())  # wherever these bytes stand, they are the caption
+    if at < 0:
+        raise UserError(f"escaped caption: the .json has escapes in {caption_key!r}, which cannot be read in place")
+    return (offset + at, len(value.encode())), caption
+
+
+def _field(data: bytes, name: str) -> object:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"malformed JSON: {' '.join(str(error).split())[:100]}") from None
+    if not isinstance(fields, dict) or fields.get(name) is None:
+        raise UserError(f"no caption: the .json has no {name!r}")
+    return fields[name]
+
+
+def _json_spans(path: Path) -> dict[str, Span]:
+    """Key -> where its .json stands, in a tar that `list_tar` has found sound."""
+    spans: dict[str, Span] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            folder, slash, base = member.name.rpartition("/")
+            key, _, suffix = base.partition(".")
+            if suffix.lower() == "json":
+                spans.setdefault(folder + slash + key, (member.offset_data, member.size))
+    return spans
+
+
+def index_rows(samples: list[ForeignSample], vector_spans: np.ndarray) -> np.ndarray:
+    """int64 [N, 7], INDEX_COLUMNS with shard 0; `vector_spans`: int64 [N, 2]."""
+    spans = np.array([(0, *sample.picture, *sample.text) for sample in samples], dtype=np.int64)
+    return np.concatenate([spans.reshape(-1, 5), vector_spans], axis=1)
