@@ -55,7 +55,7 @@ class AdoptOptions:
     embeddings: Path | None = None
     """Output folder of clip-retrieval inference (text_emb_N.npy, metadata_N.parquet); default: embedded now."""
     caption_key: str = ""
-    """Field of KEY.json that holds the caption, as plain UTF-8; default: KEY.txt is the caption."""
+    """Field of KEY.json that holds the caption; default: KEY.txt is the caption."""
     decode: bool = True
     """Decode every picture in full and leave out what is damaged; false: training will meet it; default true."""
     min_side: int = 0

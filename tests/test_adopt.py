@@ -22,7 +22,7 @@ from tests.running import train
 from toolkit.data.dataset import read_decoded
 from toolkit.data.decoding import decode_picture, fit_square
 from toolkit.data.shard_format import Manifest, file_sha256
-from toolkit.data.shard_reader import ShardSet
+from toolkit.data.shard_reader import ShardSet, _json_string
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
 
@@ -133,16 +133,30 @@ def test_undecoded_pictures_are_kept_and_small_ones_left_out(tars):
 
 
 def test_captions_of_a_json_field(tars):
-    samples = {"y": foreign.sample(0, "of the .txt", blip="with an escape: ć"), "z": foreign.sample(1, "no field")}
+    escaped = foreign.sample(0, "of the .txt", blip='a "ć"\n')
+    samples = {
+        "y": escaped,
+        "z": foreign.sample(1, "no field"),
+        "utf8": escaped | {"json": json.dumps({"blip": "žito"}, ensure_ascii=False).encode()},
+        "odd": escaped | {"json": rb'{"blip": "\u017Eito"}'},
+    }
     foreign.write_tar(tars / "00002.tar", samples)
     run(tars, caption_key="blip")
     shards = ShardSet(tars)
     texts = {caption for i in range(len(shards)) for caption in shards.read(i).captions}
     assert texts == {f"a plate of {n}, {name}" for name, n in [("00000", n) for n in range(5)]} | {
         f"a plate of {n}, 00001" for n in range(4)
-    }
+    } | {'a "ć"', "žito"}
     reasons = skipped(tars)
-    assert reasons["00002.tar/y"].startswith("escaped caption") and reasons["00002.tar/z"].startswith("no caption")
+    assert reasons["00002.tar/odd"].startswith("odd caption") and reasons["00002.tar/z"].startswith("no caption")
+
+
+def test_captions_are_read_as_they_were_embedded(tmp_path):
+    (tmp_path / "set").mkdir()
+    decomposed = "\ufeffc\u0301evapi \n on a\u00a0plate"
+    foreign.write_tar(tmp_path / "set" / "0.tar", {"k": foreign.sample(0, decomposed)})
+    run(tmp_path / "set")
+    assert ShardSet(tmp_path / "set").read(0).captions == ("\u0107evapi on a plate",)
 
 
 @pytest.mark.dist
@@ -328,3 +342,10 @@ def test_pyarrow_is_not_needed(tars, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     run(tars)
     assert len(ShardSet(tars)) == 8
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '["a"]', "17", "a caption", '"half'])
+def test_a_text_that_is_no_json_string_is_a_damaged_one(text: str) -> None:
+    with pytest.raises(ValueError):
+        _json_string(text)
+    assert _json_string('"\\u0107evapi"') == "ćevapi"

@@ -32,7 +32,7 @@ class ForeignSample(NamedTuple):
     caption: str
     picture: Span
     text: Span
-    """Where the caption stands in the tar."""
+    """Where the caption stands in the tar, as plain text or as a JSON string."""
 
 
 def read_tar(path: Path, caption_key: str = "") -> tuple[list[ForeignSample], list[Problem]]:
@@ -77,10 +77,10 @@ def _caption(file: int, span: Span, caption_key: str) -> tuple[Span, str]:
         return span, clean_caption(data.decode("utf-8", "surrogateescape"))
     value = _field(data, caption_key)
     caption = clean_caption(value)
-    at = data.find(value.encode())  # wherever these bytes stand, they are the caption
-    if at < 0:
-        raise UserError(f"escaped caption: the .json has escapes in {caption_key!r}, which cannot be read in place")
-    return (offset + at, len(value.encode())), caption
+    for literal in (json.dumps(value).encode(), json.dumps(value, ensure_ascii=False).encode()):
+        if (at := data.find(literal)) >= 0:  # wherever these bytes stand, they are the caption
+            return (offset + at, len(literal)), caption
+    raise UserError(f"odd caption: the .json writes {caption_key!r} in a way that cannot be read in place")
 
 
 def _field(data: bytes, name: str) -> object:

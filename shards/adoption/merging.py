@@ -45,6 +45,7 @@ def merge(
         built_with=built_with,
         fit=built_with["resize_mode"],
         whole_texts=True,
+        json_texts=bool(built_with["caption_key"]),
         vectors=tuple(record.vectors for record in used),
         index_name=index_name,
     )

@@ -128,7 +128,7 @@ def seal(tar: Path, number: int, samples: int) -> tuple[ShardFile, np.ndarray]:
 def _members(sample: Sample, picture: StoredPicture, vectors: np.ndarray) -> dict[str, bytes]:
     source = {"key": sample.key, "width": picture.width, "height": picture.height}
     array = io.BytesIO()
-    np.save(array, (vectors[0] if len(vectors) == 1 else vectors).astype("<f2"))
+    np.save(array, vectors.astype("<f2"))  # [1, E] for one caption too: others read one shape, or none
     return picture.members | {
         "txt": "\n".join(sample.captions).encode(),
         "npy": array.getvalue(),

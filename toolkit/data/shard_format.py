@@ -1,7 +1,7 @@
 """What a shard folder holds: WebDataset tars, `manifest.json`, `index.npy`.
 
 A sample is `KEY.jpg|png|webp` or `KEY.picture.npy` (uint8 [R, R, 3]), `KEY.txt` (UTF-8, one caption a line), `KEY.npy`
-(float16 [E], or [K, E] for K captions) and optionally `KEY.json`; its members stand side by side, so plain
+(float16 [K, E] for K captions, or [E]) and optionally `KEY.json`; its members stand side by side, so plain
 `webdataset.WebDataset` reads the tars. Embeddings may instead stand beside the tars, in files of float16 rows, so that
 tars of other makers are read as they are.
 The index is ours because random access makes sample order a pure function of (seed, epoch), which streaming cannot.
@@ -81,6 +81,8 @@ class Manifest:
     """'': pictures are stored at `resolution`; one of RESIZE_MODES: they are of any size and fitted when read."""
     whole_texts: bool = False
     """Whether a text is one caption, whatever its lines; else each line is one."""
+    json_texts: bool = False
+    """Whether a whole text is a JSON string, as it stands in a KEY.json."""
     vectors: tuple[Sidecar, ...] = ()
     """Per shard the file of its text embeddings, a row per caption; none: they stand in the tars."""
     image_vectors: tuple[Sidecar, ...] = ()
@@ -94,7 +96,7 @@ class Manifest:
         """SHA-256 over the hashes of all that a sample is read from: equal exactly when the samples are."""
         hashes = [shard.sha256 for shard in self.shards] + [sidecar.sha256 for sidecar in self.vectors]
         if self.vectors or self.fit or self.whole_texts:  # then the index may leave samples of a tar out
-            hashes += [self.index_sha256, self.fit, str(self.whole_texts)]
+            hashes += [self.index_sha256, self.fit, str(self.whole_texts)] + ["json"] * self.json_texts
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
     @property
@@ -158,7 +160,7 @@ class Manifest:
             raise ValueError("a file is listed twice")
         if any(len(getattr(self, name)) not in (0, len(self.shards)) for name in SIDECARS):
             raise ValueError("not every shard has its file of embeddings")
-        if self.fit not in ("", *RESIZE_MODES) or type(self.whole_texts) is not bool:
+        if self.fit not in ("", *RESIZE_MODES) or {type(self.whole_texts), type(self.json_texts)} != {bool}:
             raise ValueError(f"fit is {str(self.fit)[:80]!r}, whole_texts {str(self.whole_texts)[:80]!r}")
         texts = (self.index_sha256, self.encoder.name, *self.encoder.probe_captions, *(file.sha256 for file in files))
         if not all(isinstance(text, str) for text in texts) or not self.encoder.name.isprintable():

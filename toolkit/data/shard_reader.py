@@ -1,8 +1,10 @@
 """Random access to the samples of a shard folder: sample i is one or a few reads at known offsets."""
 
 import io
+import json
 import math
 import os
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -115,7 +117,10 @@ class ShardSet:
         return self._shard_path(int(self.index[i, 0]))
 
     def _captions(self, text: str) -> tuple[str, ...]:
-        return (" ".join(text.split()),) if self.manifest.whole_texts else tuple(text.splitlines())
+        if not self.manifest.whole_texts:
+            return tuple(text.splitlines())
+        whole = _json_string(text) if self.manifest.json_texts else text.removeprefix("\ufeff")
+        return (" ".join(unicodedata.normalize("NFC", whole).split()),)
 
     def _vectors(self, data: bytes) -> Tensor:
         if self.manifest.vectors:
@@ -208,3 +213,14 @@ def _bytes(file: io.FileIO, spans: list[int]) -> list[bytes]:
         if len(data) != size:
             raise ValueError(f"only {len(data)} of {size} bytes are left")
     return found
+
+
+def _json_string(text: str) -> str:
+    """Raises ValueError for what is no JSON string."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
+    if not isinstance(value, str):
+        raise ValueError(f"the text is no JSON string: {text[:40]!r}")
+    return value
