@@ -125,7 +125,7 @@ def test_a_checkpoint_of_format_1_loads_with_defaults_for_what_it_did_not_have()
     assert (stand_in.step_number, stand_in.position, stand_in.ema.updates) == (3, 24, 3)
     assert stand_in.rollbacks == 0 and stand_in.wandb_run_id is None
     assert stand_in.adaptive.state() == Adaptive(config, 2, 0.5, 8).state()
-    assert set(changed) == {"iters 3 -> 100000", "d_steps 1 -> 2"}
+    assert set(changed) == {"iters 3 -> 100000", "d_steps 1 -> 2", "workers 2 -> auto"}
     for name, start in (("G", 2.0), ("D", 4.0)):
         weight, bias = networks[name].parameters()
         assert torch.equal(weight, counting(*weight.shape, start=start))

@@ -1,34 +1,23 @@
 """Shards hold exactly what went in; what cannot be used is left out by name."""
 
-import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shards import create
 from shards.create import CreateOptions
+from tests.builds import beside, build, contents, paint, run, skipped
 from toolkit.data.decoding import decode_picture, fit_square
-from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
-
-
-def build(folder: Path, out: Path, **options) -> ShardSet:
-    if "embeddings" not in options:
-        options["encoder"] = "hashing"
-    create.main(CreateOptions(**{"input": folder, "out": out, "size": 16, "samples_per_shard": 5} | options))
-    return ShardSet(out)
-
-
-def skipped(out: Path) -> dict[str, str]:
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return {entry["path"]: entry["reason"] for entry in report["skipped"]}
-
-
-def nothing_left(folder: Path, out: Path) -> bool:
-    return not out.exists() and not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 class TestRoundTrip:
@@ -52,10 +41,12 @@ class TestRoundTrip:
             assert np.abs(one - two).mean() < 4
 
     def test_same_input_same_bytes(self, caption_folder: Path, tmp_path: Path) -> None:
-        a, b = (build(caption_folder, tmp_path / n, threads=t).folder for n, t in (("a", 1), ("b", 4)))
-        names = sorted(path.name for path in a.iterdir())
-        assert names == sorted(path.name for path in b.iterdir())
-        assert all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+        """Wherever it lies, and whatever the clock says."""
+        one = contents(build(caption_folder, tmp_path / "a").folder)
+        copy = shutil.copytree(caption_folder, tmp_path / "elsewhere" / caption_folder.name)
+        for path in copy.rglob("*.*"):
+            os.utime(path, (1, 1))
+        assert contents(build(copy, tmp_path / "b").folder) == one
 
     def test_no_profile_or_comment_is_carried_along(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
@@ -92,11 +83,30 @@ class TestSkipping:
         assert "wrote 8 samples" in output.out and "skipped 4 (3 bad picture, 1 image without caption)" in output.out
         assert output.err.count("skipped disc0") == 4
 
-    def test_strict_stops_and_writes_nothing(self, caption_folder: Path, tmp_path: Path) -> None:
-        (caption_folder / "disc05.jpg").write_text("text")
-        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc05.jpg: bad picture"):
-            build(caption_folder, tmp_path / "out", strict=True)
-        assert nothing_left(tmp_path, tmp_path / "out")
+    def test_strict_stops_and_goes_on_once_it_is_mended(self, caption_folder: Path, tmp_path: Path, capsys) -> None:
+        """Parts that left nothing out are not built again."""
+        sound, out = (caption_folder / "disc11.jpg").read_bytes(), tmp_path / "out"
+        (caption_folder / "disc11.jpg").write_text("text")
+        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad picture"):
+            build(caption_folder, out, strict=True)
+        done = tmp_path / ".out.building" / "shard-00000.tar"
+        before = done.stat().st_ino
+        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad picture"):
+            build(caption_folder, out, strict=True)
+        assert done.stat().st_ino == before and not out.exists()
+        (caption_folder / "disc11.jpg").write_bytes(sound)
+        assert len(build(caption_folder, out, strict=True)) == 12
+        assert (out / "shard-00000.tar").stat().st_ino == before and not beside(out)
+        assert contents(build(caption_folder, tmp_path / "whole").folder) == contents(out)
+
+    def test_parts_of_a_build_that_was_not_strict_are_judged_too(self, caption_folder: Path, tmp_path: Path) -> None:
+        sound, out = (caption_folder / "disc11.jpg").read_bytes(), tmp_path / "out"
+        (caption_folder / "disc11.jpg").write_text("text")
+        run(caption_folder, out, share="1/2")
+        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad picture"):
+            build(caption_folder, out, strict=True)
+        (caption_folder / "disc11.jpg").write_bytes(sound)
+        assert len(build(caption_folder, out, strict=True)) == 12
 
     def test_no_usable_sample(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
@@ -105,7 +115,7 @@ class TestSkipping:
             (tmp_path / "in" / f"{i}.txt").write_text("caption")
         with pytest.raises(UserError, match=r"no sample .*\(5 bad picture\): 0.jpg: bad picture: no JPEG.* \.\.\.$"):
             build(tmp_path / "in", tmp_path / "out")
-        assert nothing_left(tmp_path, tmp_path / "out")
+        assert not (tmp_path / "out").exists() and not beside(tmp_path / "out")
 
     def test_one_sample_is_enough(self, caption_folder: Path, tmp_path: Path) -> None:
         assert len(build(caption_folder, tmp_path / "out", limit=1)) == 1
@@ -119,7 +129,11 @@ class TestSkipping:
         {"quality": 0},
         {"samples_per_shard": 0},
         {"limit": -1},
-        {"threads": 0},
+        {"workers": -1},
+        {"workers": 257},
+        {"val_share": 0.0},
+        {"val_share": 1.0},
+        {"near": 11},
         {"background": "#12"},
         {"background": "#11223344"},
         {"where": "split"},
@@ -129,6 +143,50 @@ class TestSkipping:
 def test_options_out_of_range(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(UserError, match=f"--{next(iter(wrong))} is "):
         CreateOptions(**{"input": tmp_path, "out": tmp_path, "size": 16} | wrong)
+
+
+class TestFolders:
+    def test_output_in_the_way(self, caption_folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        for out, said in (("file", "is a file"), ("file/out", "cannot write"), ("/proc", "mount point"),
+                          ("/", "mount point"), ("x" * 250, "cannot write .*too long")):  # fmt: skip
+            with pytest.raises(UserError, match=said):
+                build(caption_folder, tmp_path / out)
+        with pytest.raises(UserError, match="no shard folder"):
+            build(caption_folder, caption_folder, overwrite=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pictures"]
+
+    def test_overwrite_of_several_processes_is_refused(self, caption_folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="--overwrite in several processes"):
+            build(caption_folder, tmp_path / "out", overwrite=True, share="0/2")
+
+    def test_a_link_keeps_pointing_to_its_folder(self, caption_folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+        assert len(build(caption_folder, tmp_path / "out")) == 12
+        assert (tmp_path / "out").is_symlink() and not beside(tmp_path / "disk" / "out")
+
+    def test_one_line_errors_by_module(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "shards.create", "--input", "gone", "--out", "out", "--size", "8"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "create: no folder at gone\n"
+        assert list(tmp_path.iterdir()) == []
+
+    def test_bad_pictures_cost_little_memory(self, tmp_path: Path) -> None:
+        """A header of 20000 x 20000 px among sound pictures: 1.2 GB if it were decoded."""
+        paint(tmp_path / "in", range(2))
+        head = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+        chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+        data = b"".join(
+            struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks
+        )
+        (tmp_path / "in" / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        shards = build(tmp_path / "in", tmp_path / "out")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+        assert len(shards) == 1
+        assert skipped(tmp_path / "out") == {"000.png": "bad picture: over the limit of 100,000,000 pixels"}
 
 
 class TestRealData:

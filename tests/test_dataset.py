@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from toolkit import draws
+from toolkit.data import shard_reader
 from toolkit.data.dataset import PositionSampler, ShardDataset, batches
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
@@ -61,7 +62,8 @@ def test_mismatched_captions_really_differ(shards):
 def test_a_picture_without_any_other_caption_is_marked(shards, monkeypatch):
     """All samples replaced by one: no caption can differ, and the row says so."""
     only = shards.read(0)
-    monkeypatch.setattr(ShardSet, "read", lambda self, i: only)
+    for name in ("read", "read_texts"):
+        monkeypatch.setattr(ShardSet, name, lambda self, i: only)
     item = ShardDataset(shards, seed=0)[0]
     assert item.differs == 0 and torch.equal(item.mismatched, item.text)
 
@@ -73,12 +75,27 @@ def test_several_captions_are_all_drawn(shards):
     assert {dataset[p].caption for p in positions} == set(shards.read(number).captions)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_workers_do_not_change_the_batches(shards, workers):
     dataset = ShardDataset(shards, seed=0)
     for alone, helped in zip(take(dataset, 4, workers=0), take(dataset, 4, workers=workers), strict=True):
         assert torch.equal(alone[0].pictures, helped[0].pictures) and alone[0].captions == helped[0].captions
         assert torch.equal(alone[0].mismatched, helped[0].mismatched)
+
+
+@pytest.mark.parametrize("column, named", [(0, "captions"), (1, "vectors")])
+def test_texts_are_those_of_the_whole_sample(shards, column, named):
+    for i in range(len(shards)):
+        whole, texts = getattr(shards.read(i), named), shards.read_texts(i)[column]
+        assert torch.equal(whole, texts) if column else whole == texts
+
+
+def test_members_far_apart_are_read_one_by_one(shards, monkeypatch):
+    together = [shards.read(i) for i in range(len(shards))]
+    monkeypatch.setattr(shard_reader, "MAX_GAP", -(2**20))
+    for i, expected in enumerate(together):
+        found = shards.read(i)
+        assert found[:2] == expected[:2] and torch.equal(found.vectors, expected.vectors)
 
 
 @pytest.mark.parametrize("processes,parts", [(1, 2), (2, 1), (2, 2), (4, 1)])

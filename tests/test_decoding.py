@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from toolkit.data.decoding import BadPicture, decode_picture, fit_square, read_picture
+from toolkit.data import decoding
+from toolkit.data.decoding import BadPicture, decode_picture, decode_pixels, fit_square, read_picture
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)
@@ -405,3 +406,90 @@ def test_read_picture_puts_the_name_in_front(tmp_path) -> None:
         read_picture(lambda: b"text", "dish.jpg", TEAL)
     with pytest.raises(BadPicture, match=r"gone\.jpg: cannot be read \(No such file"):
         read_picture((tmp_path / "gone.jpg").read_bytes, "gone.jpg", TEAL)
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture that JPEG compresses well, in colours that subsampling changes."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    channels = [128 + 120 * np.sin(x / a + y / b) for a, b in ((3, 7), (5, 4), (9, 2))]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
+
+
+ODD_JPEGS = {
+    "turned": {"exif": exif(6)},
+    "with a profile": {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()},
+    "grey": {"mode": "L"},
+    "cmyk": {"mode": "CMYK"},
+    "of Adobe's RGB": {"keep_rgb": True},
+}
+
+
+@pytest.fixture
+def by_simplejpeg(monkeypatch):
+    """Pillow must not be needed, and simplejpeg must be installed."""
+    if not decoding.FAST_JPEG:
+        pytest.skip("no simplejpeg, or a Pillow without libjpeg-turbo")
+    monkeypatch.setattr(decoding, "decode_picture", lambda data: pytest.fail("decoded by Pillow"))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (128, 128), (13, 29), (1, 1)])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("option", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"comment": b"hello"}])
+def test_plain_jpegs_go_the_short_way_to_the_same_pixels(by_simplejpeg, size, subsampling, option) -> None:
+    data = encode(smooth(*size), "JPEG", quality=90, subsampling=subsampling, **option)
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_picture(data)))
+
+
+@pytest.mark.parametrize("name", ODD_JPEGS)
+def test_what_a_jpeg_asks_for_besides_is_done(name) -> None:
+    """By Pillow, for these pixels are not those that the file holds."""
+    options = dict(ODD_JPEGS[name])
+    data = encode(smooth(24, 16).convert(options.pop("mode", "RGB")), "JPEG", quality=95, **options)
+    assert not decoding._is_plain_jpeg(data)
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_picture(data)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
+def test_other_kinds_too(kind) -> None:
+    data = encode(COLOUR, kind)
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_picture(data)))
+
+
+def outcome(decode, data: bytes) -> np.ndarray | str:
+    try:
+        return np.asarray(decode(data))
+    except BadPicture as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_damage_is_judged_as_pillow_does(subsampling) -> None:
+    """Bytes changed anywhere, and ends cut off: the same pixels or the same complaint, whatever is installed."""
+    whole, rng = encode(smooth(32, 32), "JPEG", quality=90, subsampling=subsampling), np.random.default_rng(0)
+    refused = 0
+    for round_ in range(400):
+        data = bytearray(whole)
+        if round_ % 4:
+            for place in rng.integers(0, len(data), round_ % 4):
+                data[place] = rng.integers(0, 256)
+        else:
+            del data[rng.integers(0, len(data)) :]
+        expected, found = (outcome(decode, bytes(data)) for decode in (decode_picture, decode_pixels))
+        assert type(expected) is type(found) and np.array_equal(expected, found)
+        refused += isinstance(found, str)
+    assert 100 < refused < 350  # some damage shows, some does not
+
+
+def test_a_jpeg_that_claims_too_much_is_refused() -> None:
+    data = bytearray(encode(smooth(16, 16), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 9000, 12000)
+    assert not decoding._is_plain_jpeg(bytes(data))
+    with pytest.raises(BadPicture, match="12000x9000 px is over the limit"):
+        decode_pixels(bytes(data))

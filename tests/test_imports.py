@@ -11,14 +11,15 @@ from tests.conftest import REPOSITORY
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "text_tower"},
-    {"adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers", "npy", "sidecar", "addresses"},
-    {"monitor"},
+    {"adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers", "worker_count", "npy"},
+    {"monitor", "sidecar", "addresses"},
     {"command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder", "perceptual"},
     {"text_encoder", "models"},
     {"shard_format"},
     {"shard_reader", "checkpoint", "fetching", "shard_cache"},
     {"dataset", "remote_shards", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},
-    {"sampling", "feed"},
+    {"sampling", "resident"},
+    {"feed"},
     {"sample_grid", "trainer", "plots", "checkup"},
     {"reports", "score", "micro_batch", "pace"},
     {"run", "start"},

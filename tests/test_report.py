@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from shards import create
+from shards.near_duplicates import close_pairs, group, look_of
 from shards.report import __main__ as report
 from shards.report.markup import text
-from shards.near_duplicates import close_pairs, group, look_of
 from shards.report.nearest_captions import nearest_pairs
 from shards.report.sections import length_histogram, nearest_ratio, quantile
 from shards.report.source_sizes import SourceSizes

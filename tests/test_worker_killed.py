@@ -92,3 +92,34 @@ def test_a_running_training(shard_folder, tmp_path):
     newest, passed_over = checkpoint.newest_valid(run)
     assert newest is not None and not passed_over and int(newest.name[5:]) >= 10
     train(shard_folder, run, iters=int(newest.name[5:]) + 1)
+
+
+def process_of_rank(rank: int, launcher: int) -> int:
+    """Of a training that torchrun has started."""
+    for child in children(launcher):
+        if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
+            return child
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.dist
+def test_of_one_of_two_processes(shard_folder, tmp_path):
+    """The one tells what happened to it, the other that it waited in vain; both end, and the checkpoint is whole."""
+    run, torchrun = tmp_path / "run", ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = launch(
+        shard_folder, run, launcher=torchrun, workers=1, resident="false", iters=100_000, ckpt_every=5, timeout=120
+    )
+    deadline = time.monotonic() + 120
+    while not (run / checkpoint.checkpoint_name(10)).is_dir() and time.monotonic() < deadline:
+        assert process.poll() is None, finish(process)[-2000:]
+        time.sleep(0.02)
+    ranks = [process_of_rank(rank, process.pid) for rank in (0, 1)]
+    (worker,) = children(ranks[1])
+    os.kill(worker, signal.SIGKILL)
+    said = finish(process, timeout=90)
+    assert process.returncode != 0
+    assert f"train (process 1): data worker {worker} was killed (signal 9)" in said, said[-3000:]
+    assert "train: process 0 waited in vain at step" in said, said[-3000:]
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    newest, passed_over = checkpoint.newest_valid(run)
+    assert newest is not None and not passed_over and int(newest.name[5:]) >= 10

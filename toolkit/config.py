@@ -59,7 +59,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
     """Train a text-conditional GAN on shards: accelerate launch toolkit/train.py --data SHARDS --out_dir RUN."""
 
     data: str = ""
-    """Shard folder made by `python -m shards.create`."""
+    """Shard folder made by `python -m shards.create`: a local one, or its https://, s3:// or gs:// address."""
     out_dir: str = "runs/gan"
     """Run folder: config.yaml, ckpt_*, sample_*.png, training_log.json, training_plots.png."""
     resume_from: str | None = None
@@ -75,8 +75,12 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
     batch_gpu: int | Literal["auto"] | None = None
     """Most pictures one process handles at once; the rest of its share is accumulated. Default: no limit. 'auto': as
     many as fit on the card, tried out before training."""
-    workers: int = 2
-    """Data loading processes per training process; 0 loads in the training process."""
+    workers: int | Literal["auto"] = "auto"
+    """Data loading processes per training process; 0 loads in the training process. 'auto' starts there and goes up to
+    the CPU cores while steps wait for their data and it helps."""
+    resident: bool | Literal["auto"] = "auto"
+    """Whether each process keeps the whole data set, decoded, in the memory of its device. 'auto': after 20 steps, if
+    that takes no more than a quarter of what is then free."""
     max_bad: float = 0.01
     """Most damaged samples, as a share of those read so far (of 1,000 at least), that others may stand in for; more end
     the run, with 0 the first."""
@@ -176,7 +180,8 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
         counts = ("iters", "r1_interval", "log_every", "sample_every", "ckpt_every", "n_sample", "score_count")
         for name in counts + (("batch",) if self.batch != "auto" else ()):
             check(1 <= getattr(self, name) <= 10**9, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("workers", "seed", "ema_start", "patience", "check_ranks_every"):
+        check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, "a whole number of at least 0")
+        for name in ("seed", "ema_start", "patience", "check_ranks_every"):
             check(0 <= getattr(self, name) <= 2**62, name, getattr(self, name), "a whole number of at least 0")
         for name in (
             "mismatch_weight",

@@ -36,7 +36,8 @@ class Trainer:
         self.device = accelerator.device
         self.configure(config)
         dataset = ShardDataset(shards, config.seed, mismatch=config.mismatch_weight > 0)
-        self.feed = Feed(dataset, config.batch, config.workers, self.device, config.max_bad)
+        shown = accelerator.is_main_process
+        self.feed = Feed(dataset, config.batch, config.workers, self.device, config.max_bad, config.resident, shown)
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
         G, D = (kind(config).to(memory_format=torch.channels_last) for kind in (Generator, Discriminator))
         half_life = config.ema_kimg and config.ema_kimg * 1000

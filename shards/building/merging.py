@@ -30,7 +30,7 @@ def read_sources(folder: Path) -> Iterator[Source]:
             for line in file:
                 row = json.loads(line)
                 yield Source(row[KEY], row[PICTURE], tuple(row[CAPTIONS]), tuple(row[LOOK]))
-    except (OSError, ValueError, TypeError, IndexError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged ({error!r}); build the shards anew with --overwrite") from None
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -78,7 +79,7 @@ class Plan:
 def publish(folder: Path, outline: Outline, samples: Iterable[Sample]) -> None:
     """Write the plan; of several processes the first one's counts."""
     with staged_file(folder / PLAN_NAME, first_counts=True) as file:
-        for line in (asdict(outline), *([s.key, s.picture, s.captions] for s in samples)):
+        for line in chain([asdict(outline)], ([s.key, s.picture, s.captions] for s in samples)):
             file.write(json.dumps(line).encode() + b"\n")
 
 

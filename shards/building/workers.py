@@ -59,9 +59,7 @@ def build_parts(
                 "go on"
             ) from None
         finally:
-            stop.set()
-            for future in waiting:
-                future.cancel()
+            stop.set()  # and no future is cancelled: if workers are killed too, the executor stumbles over those
 
 
 @contextmanager
@@ -98,11 +96,16 @@ def _leave_with(parent: int) -> None:
 
 
 def _build(folder: Path, pictures: Path, rules: PictureRules, part: Part) -> None:
+    _stop_if_told()
     build_part(folder, pictures, rules, part, _tick)
 
 
 def _tick() -> None:
     with _done.get_lock():
         _done.value += 1
+    _stop_if_told()
+
+
+def _stop_if_told() -> None:
     if _stop.is_set():
         raise UserError("stopped")

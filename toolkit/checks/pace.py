@@ -8,7 +8,7 @@ import torch
 
 from toolkit import draws
 from toolkit.config import TrainConfig
-from toolkit.data.dataset import batches
+from toolkit.data.loader_workers import AHEAD
 from toolkit.sampling import sample
 from toolkit.trainer import Trainer
 
@@ -70,9 +70,9 @@ def _step(trainer: Trainer, number: int) -> float:
 
 def _loading(trainer: Trainer) -> float:
     """Mean over batches read without a pause, once those that the loading processes had in stock are gone."""
-    config, pin = trainer.config, trainer.device.type == "cuda"
-    stream = batches(trainer.feed.dataset, 0, config.batch, trainer.share, trainer.parts, config.workers, pin)
-    stock = 1 + -(-4 * config.workers // trainer.parts)
+    trainer.feed.settle()
+    stream = trainer.feed.open(0, trainer.share, trainer.parts)
+    stock = 1 + -(-AHEAD * trainer.feed.workers.count // trainer.parts)
     for _ in range(stock):
         next(stream)
     start, read = time.perf_counter(), 0
@@ -81,7 +81,7 @@ def _loading(trainer: Trainer) -> float:
         read += 1
     seconds = (time.perf_counter() - start) / read
     stream.close()
-    return seconds * config.d_steps
+    return seconds * trainer.config.d_steps
 
 
 def _picture(trainer: Trainer) -> float:

@@ -5,18 +5,19 @@ the batches are the same for any number of processes and workers.
 """
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from toolkit import draws
 from toolkit.data import loader_workers
-from toolkit.data.decoding import BadPicture, decode_picture, fit_square
-from toolkit.data.images import from_pil
+from toolkit.data.decoding import BadPicture, decode_pixels, fit_square
 from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
 from toolkit.errors import UserError
 
@@ -65,6 +66,31 @@ class Batch(NamedTuple):
         return Batch(*moved, *self[4:])
 
 
+class Readable(Protocol):
+    """A sample's captions, however the rest of it is held."""
+
+    captions: tuple[str, ...]
+    vectors: Tensor
+
+
+class Visit(NamedTuple):
+    """What is drawn at one position."""
+
+    sample: Readable
+    caption: int
+    other: Readable | None
+    """A sample with a caption that is none of this one's, if one was found."""
+    other_caption: int
+    damaged: tuple[str, ...]
+    """What is wrong with the samples that `sample` stands in for: shard, sample, reason."""
+
+
+class Decoded(NamedTuple):
+    picture: Tensor
+    captions: tuple[str, ...]
+    vectors: Tensor
+
+
 class ShardDataset(Dataset):
     """Position p (0, 1, 2, ... over all epochs) -> Item."""
 
@@ -88,14 +114,22 @@ class ShardDataset(Dataset):
 
         Raises UserError after BAD_IN_A_ROW damaged ones.
         """
-        sample, picture, damaged = self._sound(position)
-        chosen = draws.integer(len(sample.captions), self.seed, "caption", position)
-        text = sample.vectors[chosen]
-        mismatched = self._other_caption(position, set(sample.captions), sample.vectors) if self.mismatch else None
-        differs = mismatched is not None
-        return Item(picture, text, mismatched if differs else text, float(differs), sample.captions[chosen], damaged)
+        sample, caption, other, other_caption, damaged = self.visit(position, self._decoded, self.shards.read_texts)
+        text = sample.vectors[caption]
+        mismatched = text if other is None else other.vectors[other_caption]
+        return Item(sample.picture, text, mismatched, float(other is not None), sample.captions[caption], damaged)
 
-    def _sound(self, position: int) -> tuple[Sample, Tensor, tuple[str, ...]]:
+    def visit(self, position: int, read: Callable[[int], Readable], read_texts: Callable[[int], Readable]) -> Visit:
+        """The draws of a position; both functions take a sample's number and raise DamagedSample.
+
+        Raises UserError after BAD_IN_A_ROW damaged samples.
+        """
+        sample, damaged = self._sound(position, read)
+        caption = draws.integer(len(sample.captions), self.seed, "caption", position)
+        other, other_caption = self._other_caption(position, sample, read_texts) if self.mismatch else (None, 0)
+        return Visit(sample, caption, other, other_caption, damaged)
+
+    def _sound(self, position: int, read: Callable[[int], Readable]) -> tuple[Readable, tuple[str, ...]]:
         """The sample at a position, or the first sound one of those drawn for it; and what was wrong before."""
         damaged: list[str] = []
         while len(damaged) < BAD_IN_A_ROW:
@@ -103,41 +137,54 @@ class ShardDataset(Dataset):
             if damaged:
                 number = draws.integer(len(self.shards), self.seed, "stand-in", position, len(damaged))
             try:
-                return *read_decoded(self.shards, number), tuple(damaged)
+                return read(number), tuple(damaged)
             except DamagedSample as error:
                 damaged.append(str(error))
         raise UserError(
             f"{BAD_IN_A_ROW} damaged samples in a row, the last: {damaged[-1]}; run python -m shards.inspect"
         )
 
-    def _other_caption(self, position: int, own: set[str], own_vectors: Tensor) -> Tensor | None:
+    def _other_caption(
+        self, position: int, own: Readable, read_texts: Callable[[int], Readable]
+    ) -> tuple[Readable | None, int]:
         for attempt in range(MISMATCH_TRIES):
             where = (self.seed, "mismatch", position, attempt)
             try:
-                other = self.shards.read(draws.integer(len(self.shards), *where))
+                other = read_texts(draws.integer(len(self.shards), *where))
             except DamagedSample:  # named and counted when its own turn comes
                 continue
             k = draws.integer(len(other.captions), *where, 1)
-            if other.captions[k] not in own and (own_vectors @ other.vectors[k]).max() < SAME_TEXT_COSINE:
-                return other.vectors[k]
-        return None
+            if other.captions[k] not in own.captions and (own.vectors @ other.vectors[k]).max() < SAME_TEXT_COSINE:
+                return other, k
+        return None, 0
 
-    def _permutation(self, epoch: int) -> Tensor:
-        return draws.permutation(len(self.shards), self.seed, epoch)
+    def _decoded(self, number: int) -> Decoded:
+        picture, captions, vectors = self.shards.read(number)
+        return Decoded(_picture(self.shards, number, picture), captions, vectors)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return draws.permutation(len(self.shards), self.seed, epoch).numpy()
 
 
 def read_decoded(shards: ShardSet, number: int) -> tuple[Sample, Tensor]:
     """A sample and its picture, uint8 [3, R, R]. Raises DamagedSample."""
-    sample, side = shards.read(number), shards.manifest.resolution
+    sample = shards.read(number)
+    return sample, _picture(shards, number, sample.picture).contiguous()
+
+
+def _picture(shards: ShardSet, number: int, data: bytes) -> Tensor:
+    """uint8 [3, R, R], its channels side by side: to part them costs less in a whole batch. Raises DamagedSample."""
+    side, fit = shards.manifest.resolution, shards.manifest.fit
     try:
-        picture = decode_picture(sample.picture)
-        if shards.manifest.fit:
-            picture = fit_square(picture, side, shards.manifest.fit)
-        if picture.size != (side, side):
-            raise BadPicture(f"{picture.width}x{picture.height} px, not {side}x{side}")
+        pixels = decode_pixels(data)
+        if fit:
+            pixels = np.asarray(fit_square(Image.fromarray(pixels), side, fit))
+        if pixels.shape != (side, side, 3):
+            raise BadPicture(f"{pixels.shape[1]}x{pixels.shape[0]} px, not {side}x{side}")
     except BadPicture as error:
         raise DamagedSample(f"{shards.shard_path(number)}: sample {number}: {error}") from None
-    return sample, from_pil(picture)
+    pixels = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of memory it must not write to
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def sound_samples(shards: ShardSet, numbers: list[int]) -> Iterator[tuple[Sample, Tensor]]:
@@ -172,29 +219,18 @@ def batches(
     damaged, or if a worker has died.
     """
     sampler = PositionSampler(start, batch, share, parts)
-    loader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, pin_memory=pin,
-        prefetch_factor=4 if workers else None, worker_init_fn=loader_workers.leave_signals_to_the_trainer,
-    )  # fmt: skip
-    iterator = iter(loader)
-    following = next
-    if workers:
-        loader_workers.adopt(iterator)
-        following = loader_workers.next_from
+    stream = loader_workers.collated(dataset, sampler, _collate, workers, pin)
     try:
         while True:
-            yield [following(iterator)._replace(rows=rows) for rows in sampler.rows]
-    except UserError as error:  # a worker's error carries its whole traceback as its message
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("toolkit.errors.UserError: ")) from None
+            yield [next(stream)._replace(rows=rows) for rows in sampler.rows]
     finally:
-        if workers:
-            loader_workers.end(iterator)
+        stream.close()
 
 
 def _collate(items: list[Item]) -> Batch:
     pictures, text, mismatched, differs, captions, damaged = zip(*items, strict=True)
     return Batch(
-        torch.stack(pictures),
+        torch.stack(pictures).contiguous(),
         torch.stack(text),
         torch.stack(mismatched),
         torch.tensor(differs),

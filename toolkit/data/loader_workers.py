@@ -8,14 +8,45 @@ import contextlib
 import multiprocessing.connection
 import signal
 import threading
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from toolkit.errors import UserError
 
 GRACE = 2.0
 """Seconds for workers to end by themselves."""
+AHEAD = 4
+"""Batches that each worker has in stock."""
+
+
+def collated(
+    dataset: Dataset, batches: Iterable[list[int]], collate: Callable, workers: int, pin: bool = False
+) -> Generator[Any, None, None]:
+    """`collate([dataset[i] for i in batch])` for each batch of numbers, made by `workers` processes; 0: by this one.
+
+    Closing it ends them. Raises UserError, in one line, for that of an item and if a worker has died.
+    """
+    loader = DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin,
+        prefetch_factor=AHEAD if workers else None, worker_init_fn=leave_signals_to_the_trainer,
+    )  # fmt: skip
+    iterator = iter(loader)
+    following = next
+    if workers:
+        adopt(iterator)
+        following = next_from
+    try:
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield following(iterator)
+    except UserError as error:  # a worker's error carries its whole traceback as its message
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("toolkit.errors.UserError: ")) from None
+    finally:
+        if workers:
+            end(iterator)
 
 
 def adopt(iterator) -> None:

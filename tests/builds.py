@@ -1,0 +1,79 @@
+"""Builds for tests: in this process where that is enough, as commands where processes are the point."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards import create
+from shards.create import CreateOptions
+from tests.conftest import REPOSITORY
+from toolkit.data.shard_reader import ShardSet
+
+LATTICE = 6
+
+
+def build(folder: Path, out: Path, **options) -> ShardSet:
+    """shards.create in this process, with one worker and 5 samples a shard where not said otherwise."""
+    run(folder, out, **options)
+    return ShardSet(out)
+
+
+def run(folder: Path, out: Path, **options) -> None:
+    """`build` where there may be nothing to read yet."""
+    if "embeddings" not in options:
+        options.setdefault("encoder", "hashing")
+    defaults = {"input": folder, "out": out, "size": 16, "samples_per_shard": 5, "workers": 1}
+    create.main(CreateOptions(**defaults | options))
+
+
+def skipped(out: Path) -> dict[str, str]:
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return {entry["path"]: entry["reason"] for entry in report["skipped"]}
+
+
+def pattern(number: int, side: int = 48) -> Image.Image:
+    """Soft random shapes, alike at any scale and unlike those of every other number."""
+    grid = np.random.default_rng(number).integers(0, 256, (LATTICE, LATTICE, 3), dtype=np.uint8)
+    return Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def paint(folder: Path, numbers: Iterable[int]) -> Path:
+    """NUMBER.png with NUMBER.txt beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        pattern(number).save(folder / f"{number:03d}.png")
+        (folder / f"{number:03d}.txt").write_text(f"picture number {number}\n")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def beside(out: Path) -> list[str]:
+    """What a build has left next to its folder."""
+    return sorted(path.name for path in out.parent.iterdir() if path.name.startswith(f".{out.name}."))
+
+
+def start(folder: Path, out: Path, *flags: str, **environment: str) -> subprocess.Popen:
+    """The command as users start it, from another folder, with its own process group."""
+    command = [sys.executable, str(REPOSITORY / "shards" / "create.py"), f"--input={folder}", f"--out={out}"]
+    defaults = ["--size=16", "--encoder=hashing", "--samples_per_shard=5", *flags]
+    return subprocess.Popen(
+        [*command, *defaults], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """Wait for a command. Returns what it said; stderr must be empty if it succeeds, one line if not."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit {process.returncode}: {out[-1000:]}{err[-3000:]}"
+    assert err.count("\n") <= (code != 0), err
+    return out + err
