@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from shards.problems import Problem
 from toolkit.errors import UserError
 
-MAX_CHARACTERS = 10_000
+MAX_CHARACTERS, MAX_CAPTIONS = 10_000, 1000
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 """Unicode's categories Cc and Cs, which are closed; a search is ten times as fast as asking for every character's."""
 _UNLISTABLE = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -41,7 +41,10 @@ class CaptionCollection:
     def take_captions(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Every key that captions were looked for, sorted, with its distinct ones as found; memory holds them once."""
         for key in sorted(self._captions):
-            yield key, tuple(dict.fromkeys(self._captions.pop(key)))
+            captions = tuple(dict.fromkeys(self._captions.pop(key)))
+            if len(captions) > MAX_CAPTIONS:  # their vectors would outgrow a member of a tar
+                self.problems.append(Problem(key, f"too many captions: {len(captions):,}, the first 1,000 are kept"))
+            yield key, captions[:MAX_CAPTIONS]
 
 
 def is_listable(name: str) -> bool:

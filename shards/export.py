@@ -18,8 +18,8 @@ from toolkit.command_line import data_first, run
 from toolkit.data.dataset import read_decoded
 from toolkit.data.images import save_png
 from toolkit.data.npy import MAGIC
-from toolkit.data.shard_format import list_tar
 from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
+from toolkit.data.tar_index import list_tar
 from toolkit.errors import UserError
 
 PER_FOLDER = 1000
@@ -41,9 +41,7 @@ class ExportOptions:
 
 def main(options: ExportOptions) -> None:
     shard_set, problems, written = ShardSet(options.data), [], 0
-    if options.out.is_dir() and any(options.out.iterdir()):
-        raise UserError(f"{options.out} exists and is not empty; choose another --out")
-    with staged_folder(options.out, overwrite=False) as folder:
+    with staged_folder(options.out) as folder:
         with (folder / "metadata.jsonl").open("x", encoding="utf-8") as metadata:
             for number, key in enumerate(tqdm(_keys(shard_set), total=len(shard_set), disable=None)):
                 try:

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from shards.inspect import __main__ as inspect_command
-from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME, Manifest, ShardFile, file_sha256, index_tar
+from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME, Manifest
 from toolkit.data.shard_reader import ShardSet
+from toolkit.data.tar_index import ShardFile, index_tar
+from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError

@@ -21,8 +21,9 @@ from tests.conftest import REPOSITORY
 from tests.running import train
 from toolkit.data.dataset import read_decoded
 from toolkit.data.decoding import decode_picture, fit_square
-from toolkit.data.shard_format import Manifest, file_sha256
+from toolkit.data.shard_format import Manifest
 from toolkit.data.shard_reader import ShardSet, _json_string
+from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
 

@@ -14,8 +14,10 @@ import webdataset
 from shards.inspect import bench
 from shards.inspect.bench import compare_speed
 from toolkit.data.dataset import read_decoded
-from toolkit.data.shard_format import INDEX_NAME, ShardFile, file_sha256, list_tar
+from toolkit.data.shard_format import INDEX_NAME
 from toolkit.data.shard_reader import ShardSet
+from toolkit.data.tar_index import ShardFile, list_tar
+from toolkit.durable import file_sha256
 
 
 @pytest.fixture(autouse=True)

@@ -169,10 +169,14 @@ class TestEveryForm:
         assert found(folder) == ({"a": ("a dish",)}, [])
 
     def test_many_captions_take_time_in_proportion(self, folder: Path, form: str) -> None:
-        """50,000 different ones of a picture: compared with each other one by one they would take minutes."""
+        """50,000 different ones of a picture: compared with each other one by one they would take minutes.
+
+        A thousand are kept, for the vectors of more would outgrow what a shard may hold of a sample.
+        """
         texts = [f"dish {i}" for i in range(50_000)]
         FORMS[form](folder, [text.encode() for text in texts])
-        assert found(folder) == ({"a": tuple(texts)}, [])
+        problem = Problem("a", "too many captions: 50,000, the first 1,000 are kept")
+        assert found(folder) == ({"a": tuple(texts[:1000])}, [problem])
 
     def test_without_any_caption(self, folder: Path, form: str) -> None:
         picture(folder / ("images/b.png" if form == "two trees" else "b.png"))

@@ -14,8 +14,9 @@ from torch import nn
 from tests.running import TENSORS, TINY, logged, train
 from toolkit.adaptive import Adaptive
 from toolkit.config import ModelConfig, TrainConfig
-from toolkit.data.shard_format import MANIFEST_NAME, file_sha256
+from toolkit.data.shard_format import MANIFEST_NAME
 from toolkit.data.shard_reader import ShardSet
+from toolkit.durable import file_sha256
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 from toolkit.run_folder import checkpoint

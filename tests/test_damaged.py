@@ -14,7 +14,7 @@ import torch
 from tests.running import assert_equal_runs, train
 from tests.test_checkpoint import snapshot
 from toolkit.config import ModelConfig
-from toolkit.data.shard_format import file_sha256
+from toolkit.durable import file_sha256
 from toolkit.errors import UserError
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import GENERATOR, MANIFEST, NETWORKS, OPTIMIZERS, STATE, checkpoint_name

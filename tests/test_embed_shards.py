@@ -17,8 +17,9 @@ from tests.mortal import Killed, Mortal, launch_two
 from tests.tiny_clip import NAME, save_weights
 from toolkit.data.dataset import read_decoded
 from toolkit.data.images import to_pil
-from toolkit.data.shard_format import MANIFEST_NAME, Manifest, file_sha256
+from toolkit.data.shard_format import MANIFEST_NAME, Manifest
 from toolkit.data.shard_reader import ShardSet
+from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.open_clip_encoder import OpenClipEncoder
 from toolkit.errors import UserError

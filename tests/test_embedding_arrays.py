@@ -13,9 +13,11 @@ from shards.create import CreateOptions
 from shards.embed import EmbedOptions
 from tests.hostile import SHARD, Canary, members, npy, seal, tar_of
 from tests.hostile import build as build_folder
-from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME, Manifest, file_sha256, index_tar
+from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME, Manifest
 from toolkit.data.shard_reader import DamagedSample, ShardSet
 from toolkit.data.sidecar import check_sidecar
+from toolkit.data.tar_index import index_tar
+from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
 

@@ -20,8 +20,10 @@ from evaluation.inception_score import InceptionScoreOptions, inception_score, s
 from evaluation.sources import open_source
 from toolkit.config import ModelConfig
 from toolkit.data.decoding import fit_square
-from toolkit.data.shard_format import Manifest, ShardFile, file_sha256, index_tar
+from toolkit.data.shard_format import Manifest
+from toolkit.data.tar_index import ShardFile, index_tar
 from toolkit.devices import pick_device
+from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 
 from tests.hostile import ROOM, SHARD, build, data_end, members, outcome, plain, seal, tar_of
 from tests.test_damaged import memory
-from toolkit.data.shard_format import MAX_MEMBER_BYTES, index_tar
+from toolkit.data.tar_index import MAX_MEMBER_BYTES, index_tar
 from toolkit.errors import UserError
 
 

@@ -22,8 +22,9 @@ from shards.inspect import checks
 from tests.hostile import ROOM, SHARD, Canary, build, contents, data_end, members, outcome, seal, tar_of
 from tests.test_damaged import memory
 from toolkit.config import TrainConfig
-from toolkit.data.shard_format import INDEX_NAME, Manifest, index_tar
+from toolkit.data.shard_format import INDEX_NAME, Manifest
 from toolkit.data.shard_reader import DamagedSample, ShardSet
+from toolkit.data.tar_index import index_tar
 from toolkit.errors import UserError
 
 

@@ -12,8 +12,9 @@ import torch
 
 from tests.hostile import ROOM, SHARD, Canary, build, members, npy, outcome, seal, tar_of
 from tests.test_damaged import memory
-from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME, index_tar
+from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME
 from toolkit.data.shard_reader import DamagedSample, ShardSet
+from toolkit.data.tar_index import index_tar
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "layers", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "text_tower"},
     {"adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers", "worker_count", "npy"},
-    {"monitor", "sidecar", "addresses"},
+    {"monitor", "sidecar", "addresses", "tar_index"},
     {"command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder", "perceptual"},
     {"text_encoder", "models"},
     {"shard_format"},

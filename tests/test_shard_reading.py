@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from toolkit.data.shard_format import INDEX_NAME, Manifest, index_tar
+from toolkit.data.shard_format import INDEX_NAME, Manifest
 from toolkit.data.shard_reader import ShardSet
+from toolkit.data.tar_index import index_tar
 from toolkit.errors import UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from shards import create
 from shards.building import parts
-from shards.create import is_validation
+from shards.building.creation import is_validation
 from tests.builds import beside, build, contents, paint
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError

@@ -15,7 +15,7 @@ import numpy as np
 
 from shards.caption_collection import clean_caption
 from shards.problems import Problem
-from toolkit.data.shard_format import list_tar
+from toolkit.data.tar_index import list_tar
 from toolkit.errors import UserError
 
 MAX_TEXT_BYTES = 1_000_000

@@ -9,8 +9,9 @@ from shards.adoption.records import Record, load_rows
 from shards.embedding.staging import Staging
 from shards.problems import Problem, first_few, summary
 from shards.report_file import REPORT_NAME
-from toolkit.data.shard_format import INDEX_COLUMNS, INDEX_NAME, MANIFEST_NAME, Manifest, file_sha256
-from toolkit.durable import flush_to_disk
+from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME, Manifest
+from toolkit.data.tar_index import INDEX_COLUMNS
+from toolkit.durable import file_sha256, flush_to_disk
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 

@@ -12,8 +12,10 @@ from shards.captions import Sample
 from shards.embedding.staging import Staging
 from shards.embedding_sources import EmbeddingSource
 from shards.problems import Problem
-from toolkit.data.shard_format import ShardFile, Sidecar, file_sha256
+from toolkit.data.shard_format import Sidecar
 from toolkit.data.sidecar import DTYPE, check_sidecar, write_header
+from toolkit.data.tar_index import ShardFile
+from toolkit.durable import file_sha256
 from toolkit.errors import UserError
 
 CHUNK = 4096

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from toolkit.data.decoding import BadPicture, decode_pixels
-from toolkit.data.shard_format import file_sha256
+from toolkit.durable import file_sha256
 from toolkit.errors import UserError
 
 CHUNK = 64

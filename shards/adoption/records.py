@@ -12,7 +12,9 @@ import numpy as np
 
 from shards.embedding.staging import Staging
 from shards.problems import Problem
-from toolkit.data.shard_format import ShardFile, Sidecar, file_sha256
+from toolkit.data.shard_format import Sidecar
+from toolkit.data.tar_index import ShardFile
+from toolkit.durable import file_sha256
 from toolkit.errors import UserError
 
 FOLDER = "adopted"

@@ -14,7 +14,8 @@ from shards.building.workers import build_parts, choose_workers
 from shards.captions import Sample
 from shards.embedding_sources import EmbeddingSource
 from shards.problems import Problem, first_few, print_problems, summary
-from toolkit.data.shard_format import Manifest, list_tar
+from toolkit.data.shard_format import Manifest
+from toolkit.data.tar_index import list_tar
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 

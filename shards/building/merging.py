@@ -13,8 +13,10 @@ from shards.building.parts import Record, Source, rows_name, seal, tar_name
 from shards.near_duplicates import group
 from shards.problems import Problem
 from shards.report_file import SOURCES_NAME, write_report
-from toolkit.data.shard_format import INDEX_NAME, Manifest, ShardFile, file_sha256
+from toolkit.data.shard_format import INDEX_NAME, Manifest
 from toolkit.data.shard_reader import ShardSet
+from toolkit.data.tar_index import ShardFile
+from toolkit.durable import file_sha256
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 

@@ -14,7 +14,8 @@ from shards.building.staged_file import staged_file
 from shards.building.stored_pictures import PictureRules, StoredPicture, store_picture
 from shards.captions import Sample
 from shards.problems import Problem
-from toolkit.data.shard_format import ShardFile, file_sha256, index_tar
+from toolkit.data.tar_index import ShardFile, index_tar
+from toolkit.durable import file_sha256
 from toolkit.errors import UserError
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 from shards.near_duplicates import Look, look_of
 from toolkit.data.decoding import SUFFIXES as PICTURE_SUFFIXES
 from toolkit.data.decoding import BadPicture, decode_picture, fit_square
-from toolkit.data.shard_format import MAX_MEMBER_BYTES
+from toolkit.data.tar_index import MAX_MEMBER_BYTES
 
 SUFFIXES = {"jpg": "jpg", "png": "png", "webp": "webp", "raw": "picture.npy"}
 """Storage -> suffix of the member."""

@@ -44,12 +44,14 @@ def build_parts(
             after(part.number)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU state of the encoder
-    done, stop = context.Value("q", 0), context.Event()
-    with ProcessPoolExecutor(workers, context, _enter, (done, stop, os.getpid())) as pool:
+    with _held(signal.SIGINT, signal.SIGTERM):  # between a semaphore's birth and its registration it would be left over
+        done, stop = context.Value("q", 0), context.Event()
+        executor = ProcessPoolExecutor(workers, context, _enter, (done, stop, os.getpid()))
+    with executor as pool:
         waiting: dict[Future, int] = {}
         try:
             for part in parts:
-                with _interrupts_held():
+                with _held(signal.SIGINT):  # processes started here never see a Ctrl-C
                     waiting[pool.submit(_build, folder, pictures, rules, part)] = part.number
                 _settle(waiting, 2 * workers - 1, done, bar, after)
             _settle(waiting, 0, done, bar, after)
@@ -63,13 +65,13 @@ def build_parts(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started here never see a Ctrl-C, not even before `_enter`; in this one it comes a moment later."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _held(*signals: signal.Signals) -> Iterator[None]:
+    """They come a moment later, and processes started meanwhile never see them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _settle(waiting: dict[Future, int], most: int, done, bar: tqdm, after: Callable[[int], None]) -> None:

@@ -10,17 +10,10 @@ import numpy as np
 
 from shards.embedding.sidecar_rows import read_captions
 from shards.embedding.staging import Staging
-from toolkit.data.shard_format import (
-    FORMAT_VERSION,
-    INDEX_NAME,
-    MANIFEST_NAME,
-    Manifest,
-    Sidecar,
-    file_sha256,
-)
+from toolkit.data.shard_format import FORMAT_VERSION, INDEX_NAME, MANIFEST_NAME, Manifest, Sidecar
 from toolkit.data.shard_reader import ShardSet
 from toolkit.data.sidecar import DTYPE, check_sidecar
-from toolkit.durable import flush_to_disk
+from toolkit.durable import file_sha256, flush_to_disk
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from shards.embedding.caption_encoder import CaptionEncoder, by_length
 from toolkit.data.dataset import read_decoded
 from toolkit.data.images import to_pil
-from toolkit.data.shard_format import list_tar
 from toolkit.data.shard_reader import DamagedSample, ShardSet
 from toolkit.data.sidecar import DTYPE, write_header
+from toolkit.data.tar_index import list_tar
 from toolkit.errors import UserError
 
 CAPTIONS_AT_ONCE, PICTURES_AT_ONCE = 4096, 256

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from shards.inspect.checks import Check
 from toolkit.data.dataset import ShardDataset, batches
-from toolkit.data.shard_format import PICTURE_SUFFIXES
 from toolkit.data.shard_reader import ShardSet
+from toolkit.data.tar_index import PICTURE_SUFFIXES
 from toolkit.errors import UserError
 
 BATCH, ROUNDS, SAMPLES = 64, 5, 4096

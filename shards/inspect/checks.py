@@ -14,8 +14,10 @@ from PIL import Image
 
 from toolkit.data.decoding import FORMATS, decode_picture
 from toolkit.data.remote_shards import RemoteShardSet, open_shards
-from toolkit.data.shard_format import INDEX_COLUMNS, Manifest, file_sha256, list_tar
+from toolkit.data.shard_format import Manifest
 from toolkit.data.shard_reader import Sample, ShardSet
+from toolkit.data.tar_index import INDEX_COLUMNS, list_tar
+from toolkit.durable import file_sha256
 from toolkit.encoders.text_encoder import SAME_ENCODER_COSINE, load_encoder
 from toolkit.errors import UserError
 

@@ -12,8 +12,9 @@ from urllib.parse import quote
 from toolkit.data.addresses import check_address, is_address
 from toolkit.data.fetching import fetch
 from toolkit.data.shard_cache import CachedSet, cache_bound, cache_root, gigabytes
-from toolkit.data.shard_format import INDEX_COLUMNS, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
+from toolkit.data.shard_format import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 from toolkit.data.shard_reader import ShardSet
+from toolkit.data.tar_index import INDEX_COLUMNS
 from toolkit.errors import UserError
 
 MAX_NPY_HEADER = 2**16

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from toolkit.data.npy import read_npy
-from toolkit.data.shard_format import INDEX_COLUMNS, MAX_MEMBER_BYTES, Manifest
+from toolkit.data.shard_format import Manifest
 from toolkit.data.sidecar import check_sidecar
+from toolkit.data.tar_index import INDEX_COLUMNS, MAX_MEMBER_BYTES
 from toolkit.errors import UserError
 
 MAX_OPEN = 500

@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toolkit.config import ModelConfig
-from toolkit.data.shard_format import file_sha256
-from toolkit.durable import flush_to_disk
+from toolkit.durable import file_sha256, flush_to_disk
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import Diverged, NotSaved, UserError
 
