@@ -162,7 +162,10 @@ def test_picture_i_of_a_checkpoint_depends_on_seed_and_i_only(tmp_path, run_fold
     shards = write_shards(tmp_path / "s", 4)
     long = open_source(run_folder, count=10, prompts=shards)
     short = open_source(run_folder / "ckpt_0000001", count=3, prompts=shards)
-    assert torch.equal(pictures_of(long, batch=4)[:3], pictures_of(short, batch=1))
+    alone = pictures_of(short, batch=1)
+    assert torch.equal(pictures_of(long, batch=1)[:3], alone)
+    difference = (pictures_of(long, batch=4)[:3].int() - alone.int()).abs()  # sums are rounded by the batch's size
+    assert difference.max() <= 1 and difference.count_nonzero() < 0.01 * difference.numel()
     assert long.captions[:4] == long.captions[4:8] and sorted(set(long.captions)) == [f"dish {i}" for i in range(4)]
     other = open_source(run_folder, count=10, prompts=shards, seed=1)
     ours, theirs = (set(map(bytes, pictures_of(s).flatten(1).numpy())) for s in (long, other))
