@@ -225,12 +225,16 @@ class Run:
         told = str(error).lower()
         if self.processes.count == 1 or not any(word in told for word in ("gloo", "nccl", "timed out", "connection")):
             return error
-        where = f"process {self.processes.index} waited in vain at step {self.trainer.step_number:,}"
-        # At once: if another process has died, the launcher ends this one before it has found out which.
-        tqdm.write(f"train: {where}: {str(error).splitlines()[0]}", file=sys.stderr)
-        missing = heartbeat.silent(self.folder, self.processes.index, min(5.0, self.config.timeout / 2))
+        index, step = self.processes.index, self.trainer.step_number
+        # At once: if another process has died, the launcher may end this one before it has found out which.
+        line = f"train: process {index} lost contact with another at step {step:,}: {str(error).splitlines()[0]}"
+        tqdm.write(line, file=sys.stderr)
+        missing = heartbeat.silent(self.folder, index, min(5.0, self.config.timeout / 2))
         who = "; ".join(missing) or "another process is gone (its own message, or the launcher's, says why)"
-        return UserError(f"{where}: {who}; run the same command again to go on from the last checkpoint")
+        return UserError(
+            f"process {index} waited in vain at step {step:,}: {who}; run the same command again to go on from the "
+            "last checkpoint"
+        )
 
 
 def describe_end(run: Run) -> str:
