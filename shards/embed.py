@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.captions import CaptionRules, find_captions
+from shards.caption_folder.samples import CaptionRules, find_captions
 from shards.embedding.caption_encoder import CaptionEncoder, load_caption_encoder
 from shards.embedding.caption_folder import embed_folder
 from shards.embedding.shard_folder import embed_shards

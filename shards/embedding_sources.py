@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from shards.captions import Sample
+from shards.caption_folder.samples import Sample
 from shards.embedding.caption_encoder import load_caption_encoder
 from shards.embedding_folder import embedding_widths, load_identity, load_record, read_embedding
 from shards.problems import Problem

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shards.captions import CaptionRules, find_captions, find_samples
+from shards.caption_folder.samples import CaptionRules, find_captions, find_samples
 from shards.problems import Problem
 from toolkit.errors import UserError
 

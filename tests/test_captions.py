@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shards.caption_collection import clean_caption
-from shards.captions import CaptionRules, find_captions, find_samples
+from shards.caption_folder.collection import clean_caption
+from shards.caption_folder.samples import CaptionRules, find_captions, find_samples
 from shards.problems import Problem, first_few, summary
 from toolkit.errors import UserError
 

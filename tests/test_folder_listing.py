@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from shards.captions import CaptionRules, find_captions, find_samples
-from shards.folder_listing import by_key, key_of, list_files
+from shards.caption_folder.listing import by_key, key_of, list_files
+from shards.caption_folder.samples import CaptionRules, find_captions, find_samples
 from toolkit.errors import UserError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shards.captions import CaptionRules, find_captions, find_samples
-from shards.parquet_tables import BATCH, ParquetTable
+from shards.caption_folder.parquet_tables import BATCH, ParquetTable
+from shards.caption_folder.samples import CaptionRules, find_captions, find_samples
 from toolkit.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")

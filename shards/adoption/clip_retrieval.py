@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.caption_collection import clean_caption
-from shards.captions import Sample
+from shards.caption_folder.collection import clean_caption
+from shards.caption_folder.parquet_tables import ParquetTable
+from shards.caption_folder.samples import Sample
 from shards.embedding_sources import PROBES, EmbeddingSource
-from shards.parquet_tables import ParquetTable
 from shards.problems import Problem
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.open_clip_encoder import check_open_clip_name

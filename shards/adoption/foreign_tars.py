@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.caption_collection import clean_caption
+from shards.caption_folder.collection import clean_caption
 from shards.problems import Problem
 from toolkit.data.tar_index import list_tar
 from toolkit.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 from shards.adoption.foreign_tars import ForeignSample, index_rows, read_tar
 from shards.adoption.picture_checks import PictureChecks
 from shards.adoption.records import Record, save_rows, vectors_name
-from shards.captions import Sample
+from shards.caption_folder.samples import Sample
 from shards.embedding.staging import Staging
 from shards.embedding_sources import EmbeddingSource
 from shards.problems import Problem

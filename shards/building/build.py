@@ -11,7 +11,7 @@ from shards.building.merging import Merger, find_near_duplicates, load_records, 
 from shards.building.parts import Part, Record
 from shards.building.plan import PLAN_NAME, Outline, Plan, publish
 from shards.building.workers import build_parts, choose_workers
-from shards.captions import Sample
+from shards.caption_folder.samples import Sample
 from shards.embedding_sources import EmbeddingSource
 from shards.problems import Problem, first_few, print_problems, summary
 from toolkit.data.shard_format import Manifest

@@ -4,19 +4,16 @@ import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shards.building.build import build
 from shards.building.job import Job
-from shards.captions import Sample, find_samples
+from shards.building.options import CreateOptions
+from shards.caption_folder.samples import Sample, find_samples
 from shards.embedding_sources import EmbeddingSource, encode_now, find_orphans, read_stored
 from shards.problems import Problem
 from shards.share import Share
 from toolkit.encoders.text_encoder import DEFAULT_ENCODER
 from toolkit.errors import UserError
-
-if TYPE_CHECKING:
-    from shards.create import CreateOptions
 
 SETTINGS = (
     "input", "size", "format", "quality", "background", "resize_mode", "min_side", "max_aspect", "keep_originals",
@@ -25,7 +22,7 @@ SETTINGS = (
 """Options in which additions must agree with what is there."""
 
 
-def create(options: "CreateOptions") -> None:
+def create(options: CreateOptions) -> None:
     """Build the folder, or both folders, of the command. Raises UserError."""
     share = Share.parse(options.share)
     scan = lru_cache(1)(lambda: _scan(options))  # once for both parts of a split
@@ -34,7 +31,7 @@ def create(options: "CreateOptions") -> None:
             build(_job(options, share, scan, part, out))
 
 
-def _job(options: "CreateOptions", share: Share, scan: Callable, part: str, out: Path) -> Job:
+def _job(options: CreateOptions, share: Share, scan: Callable, part: str, out: Path) -> Job:
     def scan_part() -> tuple[list[Sample], list[Problem]]:
         samples, problems = scan()
         if options.val_out:
@@ -55,7 +52,7 @@ def _job(options: "CreateOptions", share: Share, scan: Callable, part: str, out:
     )  # fmt: skip
 
 
-def _scan(options: "CreateOptions") -> tuple[list[Sample], list[Problem]]:
+def _scan(options: CreateOptions) -> tuple[list[Sample], list[Problem]]:
     samples, problems = find_samples(options.input, options.rules)
     if options.embeddings and not options.where:
         problems += find_orphans(options.embeddings, {sample.key for sample in samples})

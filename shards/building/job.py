@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.building.stored_pictures import PictureRules
-from shards.captions import Sample
+from shards.caption_folder.samples import Sample
 from shards.embedding_sources import EmbeddingSource
 from shards.problems import Problem, first_few, summary
 from shards.share import Share

@@ -12,7 +12,7 @@ import numpy as np
 
 from shards.building.staged_file import staged_file
 from shards.building.stored_pictures import PictureRules, StoredPicture, store_picture
-from shards.captions import Sample
+from shards.caption_folder.samples import Sample
 from shards.problems import Problem
 from toolkit.data.tar_index import ShardFile, index_tar
 from toolkit.durable import file_sha256

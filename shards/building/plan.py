@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from shards.building.staged_file import staged_file
-from shards.captions import Sample
+from shards.caption_folder.samples import Sample
 from shards.problems import Problem
 from toolkit.errors import UserError
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from shards.json_tables import document_rows
-from shards.parquet_tables import ParquetTable
+from shards.caption_folder.json_tables import document_rows
+from shards.caption_folder.parquet_tables import ParquetTable
 from toolkit.errors import UserError
 
 TABLES = tuple(f"{name}.{kind}" for kind in ("jsonl", "csv", "parquet", "json") for name in ("captions", "metadata"))

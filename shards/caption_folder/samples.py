@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.caption_collection import CaptionCollection, is_listable
-from shards.caption_files import CAPTION_SUFFIXES, read_caption_file
-from shards.caption_tables import TABLES, read_table
-from shards.folder_listing import by_key, key_of, list_files
+from shards.caption_folder.collection import CaptionCollection, is_listable
+from shards.caption_folder.files import CAPTION_SUFFIXES, read_caption_file
+from shards.caption_folder.listing import by_key, key_of, list_files
+from shards.caption_folder.tables import TABLES, read_table
 from shards.problems import Problem
 from toolkit.data.decoding import SUFFIXES
 from toolkit.errors import UserError, check

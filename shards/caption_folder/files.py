@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from shards.caption_tables import parse_object, row_captions
+from shards.caption_folder.tables import parse_object, row_captions
 from toolkit.errors import UserError
 
 CAPTION_SUFFIXES = (".txt", ".json")
