@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from shards.embedding_sources import EmbeddingSource, encode_now
 from shards.problems import print_problems, summary
 from shards.share import Share
 from toolkit.command_line import data_first, run
+from toolkit.data.worker_count import cores
 from toolkit.encoders.text_encoder import DEFAULT_ENCODER
 from toolkit.errors import UserError, check
 
@@ -137,8 +137,7 @@ def _adopt(options: AdoptOptions, tars: list[Path], mine: list[Path], settings: 
 
 def _workers(asked: int, tars: list[Path]) -> int:
     """For 0 one per core, or one in all for so little that starting others takes longer."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or (cores if sum(tar.stat().st_size for tar in tars) > SMALL else 1)
+    return asked or (cores() if sum(tar.stat().st_size for tar in tars) > SMALL else 1)
 
 
 if __name__ == "__main__":

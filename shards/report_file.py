@@ -8,9 +8,12 @@ SOURCES_NAME = "sources.jsonl"
 """Which picture and captions each sample is of: lets a build add what is new."""
 
 
-def write_report(folder: Path, written: int, skipped: list[tuple[str, str]]) -> None:
-    """`report.json`: how many samples were written, and each file left out with its reason."""
+def report_bytes(written: int, skipped: list[tuple[str, str]]) -> bytes:
+    """Of `report.json`: how many samples were written, and each file left out with its reason."""
     content = {"written": written, "skipped": [{"path": path, "reason": reason} for path, reason in skipped]}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    with (folder / REPORT_NAME).open("x", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def write_report(folder: Path, written: int, skipped: list[tuple[str, str]]) -> None:
+    with (folder / REPORT_NAME).open("xb") as file:
+        file.write(report_bytes(written, skipped))

@@ -1,6 +1,5 @@
 """Records of all tars -> index, report and, last, the manifest."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from shards.adoption.records import Record, load_rows
 from shards.embedding.staging import Staging
 from shards.problems import Problem, first_few, summary
-from shards.report_file import REPORT_NAME
+from shards.report_file import REPORT_NAME, report_bytes
 from toolkit.data.shard_format import INDEX_NAME, MANIFEST_NAME, Manifest
 from toolkit.data.tar_index import INDEX_COLUMNS
 from toolkit.durable import file_sha256, flush_to_disk
@@ -50,7 +49,7 @@ def merge(
         vectors=tuple(record.vectors for record in used),
         index_name=index_name,
     )
-    _write_report(folder, manifest.samples, problems, staging)
+    staging.write_bytes(folder / REPORT_NAME, report_bytes(manifest.samples, problems))
     flush_to_disk(folder)  # the files' names must be on disk before the manifest that lists them
     staging.write_bytes(folder / MANIFEST_NAME, manifest.to_json())
     flush_to_disk(folder)
@@ -78,9 +77,3 @@ def _write_index(folder: Path, used: list[Record], replaces: bool, staging: Stag
     named = f"index-{file_sha256(first)[:8]}.npy"
     first.replace(folder / named)
     return named, distinct
-
-
-def _write_report(folder: Path, written: int, problems: list[Problem], staging: Staging) -> None:
-    content = {"written": written, "skipped": [{"path": path, "reason": reason} for path, reason in problems]}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    staging.write_bytes(folder / REPORT_NAME, text.encode("utf-8", "backslashreplace"))

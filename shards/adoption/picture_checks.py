@@ -3,17 +3,15 @@
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
 
+from shards.worker_processes import end_with, killed
 from toolkit.data.decoding import BadPicture, decode_pixels
 from toolkit.durable import file_sha256
-from toolkit.errors import UserError
 
 CHUNK = 64
 """Pictures that a process takes at a time."""
@@ -48,7 +46,7 @@ class PictureChecks:
         try:
             future = self._pool.submit(work, *arguments)
         except BrokenProcessPool:
-            raise _killed() from None
+            raise killed() from None
         return lambda: _result(future)
 
 
@@ -72,22 +70,9 @@ def _result(future) -> object:
     try:
         return future.result()
     except BrokenProcessPool:
-        raise _killed() from None
-
-
-def _killed() -> UserError:
-    return UserError(
-        "a worker process was killed (for want of memory?); lower --workers and run the same command again to go on"
-    )
+        raise killed() from None
 
 
 def _enter(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent alone decides
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """A killed parent tells nobody: its workers would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with(parent)

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from shards.building.parts import Part, build_part
 from shards.building.stored_pictures import PictureRules
+from shards.worker_processes import end_with, killed
 from toolkit.data.worker_count import cores
 from toolkit.errors import UserError
 
@@ -56,10 +55,7 @@ def build_parts(
                 _settle(waiting, 2 * workers - 1, done, bar, after)
             _settle(waiting, 0, done, bar, after)
         except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed (for want of memory?); lower --workers and run the same command again to "
-                "go on"
-            ) from None
+            raise killed() from None
         finally:
             stop.set()  # and no future is cancelled: if workers are killed too, the executor stumbles over those
 
@@ -87,14 +83,7 @@ def _settle(waiting: dict[Future, int], most: int, done, bar: tqdm, after: Calla
 def _enter(done, stop, parent: int) -> None:
     global _done, _stop
     _done, _stop = done, stop
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """A killed parent tells nobody: its workers would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with(parent)
 
 
 def _build(folder: Path, pictures: Path, rules: PictureRules, part: Part) -> None:
