@@ -27,6 +27,9 @@ class Processes:
         self.count, self.index = accelerator.num_processes, accelerator.process_index
         self.main = accelerator.is_main_process
         self._group = None
+        # Kept, for gloo's thread drops its reference after the exchange: were that the last one, it would need the
+        # interpreter, and a process that ends just then is aborted ("terminate called without an active exception").
+        self._code = torch.zeros(1, dtype=torch.int64)
         if self.count > 1:
             self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
@@ -34,9 +37,9 @@ class Processes:
         """The largest code of any process. All call it."""
         if self._group is None:
             return code
-        codes = torch.tensor([code])
-        torch.distributed.all_reduce(codes, torch.distributed.ReduceOp.MAX, group=self._group)
-        return int(codes)
+        self._code.fill_(code)
+        torch.distributed.all_reduce(self._code, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(self._code)
 
     def on_main(self, action: Callable[[], None]) -> None:
         """Run `action` on the main process. If it fails there, all fail alike: none waits for one that is gone."""
