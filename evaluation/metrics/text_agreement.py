@@ -1,0 +1,142 @@
+"""Do pictures show what their captions say? From vectors of both in one space (CLIP's). Pure functions of tensors."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from toolkit import draws
+from toolkit.errors import UserError, check
+
+FORMULAS = {
+    "clip_score": "100 * mean(max(cos, 0)): torchmetrics' convention",
+    "clip_score_hessel": "2.5 * mean(max(cos, 0)): Hessel et al. 2021, there with the prefix 'A photo depicts '",
+    "mean_cosine": "mean(cos)",
+    "clip_score_shuffled": "clip_score with every caption given to another picture: the floor to beat",
+    "r_precision": "share of pictures whose own caption is nearer than 99 others (Xu et al. 2018, AttnGAN)",
+    "median_rank": "median over the pictures of the own caption's rank among itself and those others, from 1",
+    "r_precision_shuffled": "r_precision with every caption given to another picture: chance",
+}
+DISTRACTORS = 99
+"""AttnGAN's."""
+CHUNK = 256
+EQUAL = 1e-12
+"""Cosines of equal vectors differ by rounding."""
+
+
+class ClipScore(NamedTuple):
+    """One set of cosines under three conventions; FORMULAS says which."""
+
+    clip_score: float
+    clip_score_hessel: float
+    mean_cosine: float
+
+
+class Retrieval(NamedTuple):
+    r_precision: float
+    """0..1; by chance 1 / (1 + distractors)."""
+    median_rank: float
+    """1..1 + distractors; by chance half way."""
+    ranks: Tensor
+    """float64 [N], from 1; equal cosines share the mean of their places."""
+    distractors: int
+    """Other captions each picture chose from: 99, or all others where there are fewer."""
+
+
+def clip_score(pictures: Tensor, texts: Tensor) -> ClipScore:
+    """Vectors [N, E] of pictures and of their captions, of any length (only directions count). UserError for N = 0."""
+    cosines = _cosines(pictures, texts)
+    positive = float(cosines.clamp(min=0).mean())
+    return ClipScore(100 * positive, 2.5 * positive, float(cosines.mean()))
+
+
+def shuffled_clip_score(pictures: Tensor, texts: Tensor, captions: list[str], seed: int = 0) -> float | None:
+    """`clip_score` with captions from `shuffled_order`; None where all captions are equal."""
+    order = shuffled_order(captions, seed)
+    return None if order is None else clip_score(pictures, texts[order]).clip_score
+
+
+def shuffled_order(captions: list[str], seed: int = 0) -> Tensor | None:
+    """int64 [N]: picture i gets caption order[i], each caption used once; None where all N are equal.
+
+    No picture gets a caption equal to its own, unless one caption has more than half of the pictures; then as few as
+    can be. Pictures stand grouped by caption in a ring, and captions move on by at least the largest group.
+    """
+    if len(set(captions)) < 2:
+        return None
+    groups: dict[str, list[int]] = {}
+    for i in draws.permutation(len(captions), seed, 0).tolist():
+        groups.setdefault(captions[i], []).append(i)
+    ring = torch.tensor([i for group in groups.values() for i in group])
+    largest = max(map(len, groups.values()))
+    spare = max(len(ring) - 2 * largest + 1, 1)
+    order = torch.empty_like(ring)
+    order[ring] = ring.roll(-largest - draws.integer(spare, seed, "shift"))
+    return order
+
+
+def retrieval(
+    pictures: Tensor, texts: Tensor, captions: list[str], distractors: int = DISTRACTORS, seed: int = 0
+) -> Retrieval | None:
+    """How often the own caption is the nearest of 100, and its rank; None where all captions are equal.
+
+    Vectors [N, E] of pictures and of their captions, equal captions having equal vectors. R-precision of Xu et al.
+    2018 (AttnGAN, arXiv:1711.10485, section 4), there with another encoder. Distractors are distinct texts, never
+    equal to the own; each caption has its own random ones, the same for all its pictures. Where several are nearest
+    together, each counts as first with the same share. For the control give texts and captions in `shuffled_order`.
+    """
+    check(distractors > 0, "distractors", distractors, "at least 1")
+    own, bank = _distinct(pictures, texts, captions)
+    if len(bank) < 2:
+        return None
+    distractors = min(distractors, len(bank) - 1)
+    ring = draws.permutation(len(bank), seed, 0)  # the next ones in a random ring are a uniform draw of the others
+    place = ring.argsort()[own]
+    chosen = ring[(place[:, None] + torch.arange(distractors + 1)) % len(bank)]  # [N, 1 + D], the own one first
+    ranks, first = [], []
+    for vectors, candidates in zip(normalize(pictures.double()).split(CHUNK), chosen.split(CHUNK), strict=True):
+        cosines = (bank[candidates] @ vectors[:, :, None])[:, :, 0]
+        margin = cosines[:, 1:] - cosines[:, :1]
+        better, equal = (margin > EQUAL).sum(dim=1), (margin.abs() <= EQUAL).sum(dim=1)
+        ranks.append(1 + better + equal / 2)
+        first.append((better == 0).double() / (1 + equal))
+    found = torch.cat(ranks).double()
+    return Retrieval(float(torch.cat(first).mean()), float(found.quantile(0.5)), found, distractors)
+
+
+def per_prompt(
+    pictures: Tensor, texts: Tensor, captions: list[str], ranks: Tensor | None = None
+) -> dict[str, dict[str, float]]:
+    """By caption, in order of first appearance: "count", "clip_score" and, with ranks [N], "rank" (their median)."""
+    scores = 100 * _cosines(pictures, texts).clamp(min=0)
+    members: dict[str, list[int]] = {}
+    for i, caption in enumerate(captions):
+        members.setdefault(caption, []).append(i)
+    table = {}
+    for caption, rows in members.items():
+        table[caption] = {"count": len(rows), "clip_score": float(scores[rows].mean())}
+        if ranks is not None:
+            table[caption]["rank"] = float(ranks[rows].quantile(0.5))
+    return table
+
+
+def _cosines(pictures: Tensor, texts: Tensor) -> Tensor:
+    """float64 [N]."""
+    if not len(pictures):
+        raise UserError("no pictures to score")
+    if not (pictures.isfinite().all() and texts.isfinite().all()):
+        raise UserError("the CLIP vectors hold NaN or infinity; is the weights file damaged?")
+    return cosine_similarity(pictures.double(), texts.double(), dim=1)
+
+
+def _distinct(pictures: Tensor, texts: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Number int64 [N] of each picture's caption, and float64 [U, E] of the U different ones, unit length."""
+    if not len(pictures) == len(texts) == len(captions):
+        raise UserError(f"{len(pictures)} pictures, {len(texts)} caption vectors and {len(captions)} captions differ")
+    _cosines(pictures, texts)
+    first: dict[str, int] = {}
+    for i, caption in enumerate(captions):
+        first.setdefault(caption, i)
+    number = {caption: n for n, caption in enumerate(first)}
+    return torch.tensor([number[c] for c in captions]), normalize(texts[list(first.values())].double())
