@@ -1,0 +1,1 @@
+"""Networks that turn pictures into features: Inception, CLIP's image tower, DINOv2."""
