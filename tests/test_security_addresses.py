@@ -11,7 +11,7 @@ import pytest
 
 import toolkit.train
 from evaluation import fid as fid_command
-from evaluation.sources import open_source
+from evaluation.sources.opening import open_source
 from shards.inspect import __main__ as inspect_command
 from shards.report import __main__ as report_command
 from tests.shard_server import send, serving

@@ -1,0 +1,95 @@
+"""Which kind of source a path or address is, and opening it."""
+
+from pathlib import Path
+
+import torch
+
+from evaluation.sources.generated import generated_source
+from evaluation.sources.picture_folder import picture_folder
+from evaluation.sources.prompts import read_prompts
+from evaluation.sources.shard_pictures import shard_pictures
+from evaluation.sources.source import Source, chosen
+from toolkit.data.addresses import is_address
+from toolkit.data.remote_shards import open_shards
+from toolkit.data.shard_format import MANIFEST_NAME
+from toolkit.errors import UserError, check
+from toolkit.run_folder.checkpoint import GENERATOR, checkpoints
+from toolkit.sampling import load_generator
+
+CPU = torch.device("cpu")
+
+
+def open_source(
+    path: str | Path,
+    count: int | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    prompts: str | Path | None = None,
+    device: torch.device = CPU,
+    encoder_weights: Path | None = None,
+) -> Source:
+    """`count` pictures (None: all) of the source at `path`, which may be an address of shards, drawn by `seed`.
+
+    Pictures are centre-cropped and resized to `size` if it is given (shards that are fitted when they are read: as
+    those say). The last three concern checkpoints: `prompts` is a shard folder or a text file with one prompt a line
+    (`count` None: one picture a prompt). Raises UserError.
+    """
+    check(count is None or count > 0, "count", count, "at least 1")
+    check(size is None or size > 0, "size", size, "at least 1")
+    check(0 <= seed < 2**31, "seed", seed, "in [0, 2^31)")
+    if is_address(path):
+        return _shards(path, count, size, seed)
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give pictures, a shard folder or a checkpoint")
+    if is_checkpoint(path):
+        return _checkpoint(path, count, size, seed, prompts, device, encoder_weights)
+    if is_shards(path):
+        return _shards(path, count, size, seed)
+    return picture_folder(path, count, size, seed)
+
+
+def is_shards(path: str | Path) -> bool:
+    """A shard folder, or the address of one."""
+    return is_address(path) or Path(path, MANIFEST_NAME).is_file()
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """A ckpt_* folder, a run folder with one, or a file (whose content is checked when it is loaded)."""
+    if is_address(path):
+        return False
+    path = Path(path)
+    return path.is_file() or (path / GENERATOR).is_file() or bool(checkpoints(path))
+
+
+def _shards(path: str | Path, count: int | None, size: int | None, seed: int) -> Source:
+    shards = open_shards(path)
+    return shard_pictures(shards, str(path), sorted(chosen(len(shards), count, seed)), size)
+
+
+def _checkpoint(
+    path: Path,
+    count: int | None,
+    size: int | None,
+    seed: int,
+    prompts: str | Path | None,
+    device: torch.device,
+    weights: Path | None,
+) -> Source:
+    generator = load_generator(path, device)
+    if prompts is None:
+        raise UserError(f"{path} draws from prompts: give --prompts, a shard folder or a text file")
+    captions, text = read_prompts(prompts, generator, count, seed, device, weights)
+    return generated_source(
+        generator.network.to(memory_format=torch.channels_last),  # as in training, to the same bits
+        generator.config.z_dim,
+        generator.config.resolution,
+        captions,
+        text,
+        count or len(captions),
+        seed,
+        generator.name,
+        generator.identity,
+        str(prompts),
+        size,
+    )
