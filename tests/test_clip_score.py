@@ -7,10 +7,12 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from evaluation import sources
-from evaluation.clip_score import ClipScoreOptions, clip_score, encode_texts, score, shuffled_clip_score
+from evaluation.clip_score import ClipScoreOptions, score
+from evaluation.extractors.clip_images import encode_texts
+from evaluation.metrics.text_agreement import clip_score
+from evaluation.sources import opening
 from toolkit.encoders.open_clip_encoder import load_open_clip
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
@@ -63,13 +65,6 @@ def test_conventions_on_fixed_vectors():
     assert clip_score(7 * both[0], both[1] / 3) == pytest.approx((15.0, 0.375, 0.05), rel=1e-6)
 
 
-def test_shuffling_moves_every_caption():
-    vectors = torch.eye(9)
-    assert clip_score(vectors, vectors).clip_score == pytest.approx(100)
-    assert all(shuffled_clip_score(vectors, vectors, seed) == 0 for seed in range(20))
-    assert shuffled_clip_score(vectors[:1], vectors[:1]) is None
-
-
 def test_report_of_a_picture_folder(folder, weights):
     report = score(options_for(folder, weights))
     assert report["clip_score_hessel"] * 40 == pytest.approx(report["clip_score"])
@@ -103,19 +98,24 @@ def test_errors_name_what_to_mend(folder, weights):
         score(options_for(folder, weights))
 
 
+class Grey(nn.Linear):
+    """A generator of grey pictures of 16 px."""
+
+    def forward(self, z: Tensor, text: Tensor) -> Tensor:
+        return torch.zeros(len(z), 3, 16, 16)
+
+
 class FakeGenerator:
-    """Grey pictures of 16 px under a given encoder identity."""
+    """One that was trained under a given encoder identity."""
 
     name = "runs/fake/ckpt_0000001"
+    network = Grey(1, 1)
 
     class config:
-        resolution = 16
+        resolution, z_dim = 16, 4
 
     def __init__(self, identity: EncoderIdentity) -> None:
         self.identity = identity
-
-    def sample(self, text: Tensor, seeds: list[int], batch: int = 32) -> Tensor:
-        return torch.full((len(seeds), 3, 16, 16), 128, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -123,8 +123,8 @@ def test_the_conditioning_clip_is_noticed_as_a_judge(tmp_path, weights, monkeypa
     captions = ["burek", "salad"]
     vectors = encode_texts(load_open_clip(f"{MODEL}/local", weights), captions, CPU)
     identity = EncoderIdentity.from_vectors("other-name", captions, vectors if same else vectors.roll(1, dims=1))
-    monkeypatch.setattr(sources, "load_generator", lambda path, device: FakeGenerator(identity))
-    monkeypatch.setattr(sources, "_read_prompts", lambda *_: (captions, vectors))
+    monkeypatch.setattr(opening, "load_generator", lambda path, device: FakeGenerator(identity))
+    monkeypatch.setattr(opening, "read_prompts", lambda *_: (captions, vectors))
     checkpoint = tmp_path / "generator.safetensors"
     checkpoint.touch()
     report = score(options_for(checkpoint, weights, prompts=tmp_path))

@@ -123,14 +123,3 @@ class TestOneEncoder:
         (tmp_path / "out/disc05.npy").unlink()
         embed_by(weights, caption_folder, tmp_path / "out")
         assert (tmp_path / "out/disc05.npy").is_file()
-
-    @pytest.mark.parametrize("local, expected", [("0", "cuda:0"), ("5", "cuda:1"), ("", "auto")])
-    def test_each_process_of_a_machine_takes_another_gpu(self, monkeypatch, local: str, expected: str) -> None:
-        from shards.embedding import caption_encoder
-
-        monkeypatch.setenv("LOCAL_RANK", local)
-        assert caption_encoder._own("auto") == "auto" or caption_encoder.torch.cuda.is_available()
-        monkeypatch.setattr(caption_encoder.torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(caption_encoder.torch.cuda, "device_count", lambda: 2)
-        assert caption_encoder._own("auto") == expected
-        assert caption_encoder._own("cpu") == "cpu" and caption_encoder._own("cuda:1") == "cuda:1"

@@ -1,6 +1,5 @@
 """A text encoder for data sets: equal captions once, a GPU per process, and the same bytes from any of them."""
 
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -47,18 +46,10 @@ def by_length(captions: list[str]) -> list[str]:
 
 def load_caption_encoder(name: str, weights: Path | None, device: str, half: bool = False) -> CaptionEncoder:
     """`device` 'auto': this process's GPU if there is one. UserError for `half` where it is slower or means nothing."""
-    place = pick_device(_own(device))
+    place = pick_device(device)
     if half and place.type == "cpu":
         raise UserError("fp16 is slower than fp32 on a CPU; leave --precision out, or pass --device cuda")
     encoder = load_encoder(name, weights, place)
     if half and not isinstance(encoder, OpenClipEncoder):
         raise UserError(f"the encoder '{name}' has no fp16; leave --precision out")
     return CaptionEncoder(encoder, half)
-
-
-def _own(device: str) -> str:
-    """Of several processes on a machine (torchrun, accelerate launch) each takes another GPU."""
-    local = os.environ.get("LOCAL_RANK", "")
-    if device != "auto" or not local.isdecimal() or not torch.cuda.is_available():
-        return device
-    return f"cuda:{int(local) % torch.cuda.device_count()}"

@@ -189,9 +189,14 @@ def _picture(shards: ShardSet, number: int, data: bytes) -> Tensor:
 
 def sound_samples(shards: ShardSet, numbers: list[int]) -> Iterator[tuple[Sample, Tensor]]:
     """Those of `numbers` that can be read, in order: what is drawn and scored must not end a run."""
+    return (pair for _, pair in sound_numbers(shards, numbers))
+
+
+def sound_numbers(shards: ShardSet, numbers: list[int]) -> Iterator[tuple[int, tuple[Sample, Tensor]]]:
+    """The same, each with its number."""
     for number in numbers:
         with contextlib.suppress(DamagedSample):
-            yield read_decoded(shards, number)
+            yield number, read_decoded(shards, number)
 
 
 class PositionSampler(Sampler[list[int]]):

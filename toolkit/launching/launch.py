@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
+from toolkit.launching.processes import Processes
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -54,6 +55,19 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         torch.backends.cudnn.benchmark = True  # shapes are fixed
         torch.set_float32_matmul_precision("high")
     return accelerator
+
+
+def join_processes(timeout: float = 1800) -> Processes:
+    """Of a command that trains nothing: those `accelerate launch` or `torchrun` started with it, else it is alone.
+
+    Raises UserError.
+    """
+    _refuse_back_ends()
+    if os.environ.get("WORLD_SIZE", "1") == "1" and _asked_of_accelerate() == 1:
+        return Processes(None, timeout)
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout + LATER))])
+    _refuse_unsupported(accelerator)
+    return Processes(accelerator, timeout)
 
 
 def keep_freed_memory() -> None:

@@ -4,6 +4,7 @@ import atexit
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from toolkit.errors import Diverged, NotSaved, UserError
 
+Result = TypeVar("Result")
 FAILURES = (UserError, NotSaved, Diverged)
 """In order of weight: of several processes' failures the last of these wins."""
 
@@ -23,9 +25,10 @@ class Processes:
     called by all processes at the same point.
     """
 
-    def __init__(self, accelerator: Accelerator, timeout: float) -> None:
-        self.count, self.index = accelerator.num_processes, accelerator.process_index
-        self.main = accelerator.is_main_process
+    def __init__(self, accelerator: Accelerator | None, timeout: float) -> None:
+        """`accelerator` None: this process is alone. `timeout`: seconds one waits for another."""
+        self.count, self.index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+        self.main = self.index == 0
         self._group = None
         # Kept, for gloo's thread drops its reference after the exchange: were that the last one, it would need the
         # interpreter, and a process that ends just then is aborted ("terminate called without an active exception").
@@ -56,6 +59,35 @@ class Processes:
             raise error
         if code:
             raise FAILURES[code - 1]("stopped, because the main process could not go on (its message says why)")
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """Run `action` on every process, all at the same point; if it fails on one, all fail, so none waits for it."""
+        failure, result = None, None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        code = self.largest(0 if failure is None else 1)
+        if failure is not None:
+            raise failure
+        if code:
+            raise UserError("given up, because another process could not go on (its message says why)")
+        return result
+
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """Float32 [n, C] of each process, n may differ and be 0 -> all of them on the main one, elsewhere none.
+
+        All call it.
+        """
+        if self._group is None:
+            return [rows]
+        width = self.largest(rows.shape[1] if len(rows) else 0)
+        counts = [self.largest(len(rows) if index == self.index else 0) for index in range(self.count)]
+        padded = torch.zeros(max(counts), width)
+        padded[: len(rows)] = rows if len(rows) else 0
+        found = [torch.empty_like(padded) for _ in counts] if self.main else None
+        torch.distributed.gather(padded, found, group=self._group)
+        return [part[:count] for part, count in zip(found, counts, strict=True)] if self.main else []
 
     def _end_together(self) -> None:
         """A launcher ends the others as soon as one has ended, so each says first why it ends."""

@@ -1,0 +1,53 @@
+"""Command: several scores at once, of one source or of several checkpoints in a row."""
+
+import json
+import sys
+from pathlib import Path
+
+from evaluation.options import EvaluationOptions
+from evaluation.report_files import as_json, write_report
+from evaluation.scoring import evaluate
+from toolkit.command_line import run
+from toolkit.errors import UserError
+
+
+def main(options: EvaluationOptions) -> None:
+    if options.out is not None and (options.out.suffix == ".json") == (len(options.fake) > 1):
+        raise UserError(
+            f"--out {options.out}: give a file ending in .json for one source, a folder for several (RUN/evaluations)"
+        )
+    written = []
+    for path, report in zip(options.fake, evaluate(options), strict=False):  # only the main process gets reports
+        if options.out is not None:
+            report = write_report(report, _file(options, path))
+        report.pop("pictures", None)
+        print(_line(path, report), file=sys.stderr)
+        written.append(report)
+    if written:
+        print(as_json(written[0] if len(options.fake) == 1 else {"reports": written}), end="")
+
+
+def _file(options: EvaluationOptions, path: str) -> Path:
+    """step_N.json for ckpt_N, as training names them; else by the source's name."""
+    name = Path(path).name.replace("ckpt_", "step_")
+    return options.out if options.out.suffix == ".json" else options.out / f"{name}.json"
+
+
+def _line(path: str, report: dict) -> str:
+    """A checkpoint's scores in a row, to be read under the others'."""
+    shown = ("nothing" if value is None else f"{value:.4g}" for value in report["scores"].values())
+    scores = ", ".join(f"{name} {value}" for name, value in zip(report["scores"], shown, strict=True))
+    return f"{path}: {scores}"
+
+
+def listed(arguments: list[str]) -> list[str]:
+    """`--fake A B` -> `--fake ["A", "B"]`, the form in which a list is parsed."""
+    if "--fake" not in arguments:
+        return arguments
+    first = arguments.index("--fake") + 1
+    last = next((i for i in range(first, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    return [*arguments[:first], json.dumps(arguments[first:last]), *arguments[last:]]
+
+
+if __name__ == "__main__":
+    run(main, EvaluationOptions, listed(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""Scores of a generator while it trains: the same engine as `python -m evaluation`, on the training's processes."""
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from evaluation.evaluator import FEWEST, Evaluator, Setting
+from evaluation.options import MeasureOptions
+from evaluation.scores import HIGHER, METRICS, named, parse_metrics
+from evaluation.scoring import with_pictures
+from evaluation.sources.generated import generated_source
+from evaluation.sources.shard_pictures import shard_pictures
+from evaluation.sources.source import Source
+from toolkit import draws
+from toolkit.config import TrainConfig
+from toolkit.data.dataset import sound_numbers
+from toolkit.data.shard_reader import ShardSet
+from toolkit.errors import UserError, nearest
+from toolkit.launching.processes import Processes
+from toolkit.trainer import Trainer
+
+Evaluate = Callable[[Trainer], dict | None]
+
+
+def check(config: TrainConfig, shards: ShardSet) -> None:
+    """What can be said before anything is loaded. Raises UserError."""
+    score_name(config)
+    count = min(config.eval_count, len(shards))
+    if count < FEWEST:
+        raise UserError(
+            f"an evaluation needs at least {FEWEST} pictures, here are {count}; pass --score swd and --eval_every 0"
+        )
+    if config.score_weights and not Path(config.score_weights).is_file():
+        raise UserError(f"no Inception weights at {config.score_weights}; correct --score_weights or pass --score swd")
+
+
+def options_of(config: TrainConfig) -> MeasureOptions:
+    """The metrics of the config, and the one its score needs."""
+    metrics = parse_metrics(config.metrics) if config.eval_every else []
+    if (wanted := metric_of(config)) and wanted not in metrics:
+        metrics = [*metrics, wanted]
+    weights = Path(config.score_weights) if config.score_weights else None
+    return MeasureOptions(metrics=",".join(metrics), weights=weights, feature_layer=config.score_layer)
+
+
+def metric_of(config: TrainConfig) -> str | None:
+    """The metric that gives the config's score; None for swd and none. Raises UserError for an unknown one."""
+    if config.score in ("none", "swd"):
+        return None
+    metric = next((name for name in METRICS if config.score in METRICS[name].gives), None)
+    if metric is None:
+        known = ["none", "swd", *itertools.chain.from_iterable(metric.gives for metric in METRICS.values())]
+        raise UserError(
+            f"unknown score '{config.score}'{nearest(config.score, known)}; it is one of {', '.join(known)}"
+        )
+    return metric
+
+
+def score_name(config: TrainConfig) -> tuple[str, bool]:
+    """The key in a report's "scores" that config.score means, and whether higher is better. Raises UserError."""
+    metric = metric_of(config)
+    if config.eval_every:
+        parse_metrics(config.metrics)
+    if metric is None:
+        return config.score, False
+    return named(config.score, metric, options_of(config)), config.score in HIGHER
+
+
+class TrainingEvaluator:
+    """Of `eval_count` training pictures against as many drawn for their captions; the same ones every time.
+
+    All processes make one and call it at the same points. Nothing of the training is changed by it. Networks and
+    reference are loaded when the first evaluation is due, and stay.
+    """
+
+    def __init__(self, config: TrainConfig, shards: ShardSet, processes: Processes) -> None:
+        self.config, self.shards, self.processes = config, shards, processes
+        self.options = options_of(config)
+        self._evaluator: Evaluator | None = None
+
+    def __call__(self, trainer: Trainer) -> dict | None:
+        """The report on the main process, None on the others. Raises UserError, on all of them alike."""
+        until = time.monotonic() + 60 * self.config.eval_minutes
+        if self._evaluator is None:
+            self.processes.together(lambda: self._open(trainer))
+            setting = Setting(self.processes, trainer.device, seed=self.config.seed)
+            self._evaluator = Evaluator(self.options, self.real, setting)
+        fake = self._drawn_by(trainer)
+        report = self._evaluator(fake, until)
+        if report is None:
+            return None
+        report["protocol"] |= {"step": trainer.step_number, "images_seen": trainer.images_seen}
+        return with_pictures(report, self.real, fake)
+
+    def _open(self, trainer: Trainer) -> None:
+        """Damaged samples are passed over: what is drawn and scored must not end a run."""
+        order = draws.permutation(len(self.shards), self.config.seed, epoch=-2).tolist()
+        sound = itertools.islice(sound_numbers(self.shards, order), self.config.eval_count)
+        numbers = [number for number, _ in sound]
+        self.real = shard_pictures(self.shards, self.config.data, numbers)
+        texts = [self.shards.read_texts(i) for i in numbers]
+        self.captions = [one.captions[0] for one in texts]
+        self.text = torch.stack([one.vectors[0] for one in texts])
+
+    def _drawn_by(self, trainer: Trainer) -> Source:
+        return generated_source(
+            trainer.ema.module,
+            self.config.z_dim,
+            self.config.resolution,
+            self.captions,
+            self.text,
+            len(self.captions),
+            self.config.seed,
+            f"step {trainer.step_number}",
+            self.shards.manifest.encoder,
+            self.config.data,
+        )
+
+
+def evaluator(config: TrainConfig, shards: ShardSet, processes: Processes) -> Evaluate:
+    """As `toolkit.reports` knows it."""
+    return TrainingEvaluator(config, shards, processes)

@@ -1,0 +1,191 @@
+"""From sources of pictures to a report: networks and reference are loaded once, then any number of sources scored."""
+
+import hashlib
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from evaluation import notes
+from evaluation.collect import Features, collect
+from evaluation.extractors.clip_images import ClipExtractor, load_clip
+from evaluation.extractors.dinov2 import load_dinov2
+from evaluation.extractors.extractor import Extractor
+from evaluation.extractors.inception import load_inception
+from evaluation.feature_cache import FeatureCache
+from evaluation.options import MeasureOptions
+from evaluation.scores import METRICS, Evidence, Scores, Side, named, parse_metrics
+from evaluation.sources.source import Source
+from toolkit.errors import UserError
+from toolkit.launching.processes import Processes
+
+FEWEST = 64
+"""Below this the covariance term is noise; the same pictures give any value."""
+
+
+class Setting(NamedTuple):
+    """Where and how pictures are computed; of no concern to the metrics."""
+
+    processes: Processes
+    device: torch.device
+    batch: int = 32
+    seed: int = 0
+    allow_few: bool = False
+    cache: FeatureCache | None = None
+
+
+class Evaluator:
+    """Scores sources by `options.metrics` against `real`, which may be None where no metric needs it.
+
+    All processes make one and call it with equal sources at the same points. Raises UserError, on all of them alike.
+    """
+
+    def __init__(self, options: MeasureOptions, real: Source | None, setting: Setting) -> None:
+        self.options, self.real, self.setting = options, real, setting
+        self.metrics = parse_metrics(options.metrics)
+        lacking = [name for name in self.metrics if METRICS[name].real and real is None]
+        if lacking:
+            raise UserError(f"{', '.join(lacking)} compare with real pictures: give --real")
+        if real is not None:
+            self._check_count(real, "real")
+            if real.captions is None and any(METRICS[name].real_captions for name in self.metrics):
+                raise UserError(f"joint_fd needs captions of the real pictures, and {real.name} has none")
+        self.taps = {METRICS[name].tap for name in self.metrics}
+        self.clip: ClipExtractor | None = None
+        self.extractors: list[Extractor] = []
+        self._reference: Side | None = None
+
+    def __call__(self, fake: Source, until: float | None = None) -> dict | None:
+        """The report on the main process, None on the others. `until`: see `collect`."""
+        main = self.setting.processes.main
+        self._check_count(fake, "fake")
+        if fake.captions is None and (wanting := [n for n in self.metrics if METRICS[n].captions and n != "diversity"]):
+            raise UserError(
+                f"{', '.join(wanting)} need captions, and {fake.name} has no captions; put a .txt of the same stem "
+                "beside every picture"
+            )
+        self.extractors = self.extractors or self.setting.processes.together(self._load)
+        real = self._read_reference(until)
+        features = collect(fake, self.extractors, self.setting.batch, self.setting.processes, until)
+        return self.setting.processes.together(lambda: self._report(fake, real, features) if main else None)
+
+    def _load(self) -> list[Extractor]:
+        options, device = self.options, self.setting.device
+        layers = [str(options.feature_layer)] if "inception" in self.taps else []
+        layers += ["logits"] if "inception_logits" in self.taps else []
+        found: list[Extractor] = []
+        if layers:
+            found.append(load_inception(tuple(layers), options.resize, options.weights, device))
+        if "clip" in self.taps:
+            self.clip = load_clip(options.clip_model, options.clip_pretrained, options.clip_weights, device)
+            found.append(self.clip)
+        if "dinov2" in self.taps:
+            found.append(load_dinov2(options.dinov2_model, options.dinov2_weights, device))
+        return found
+
+    def _read_reference(self, until: float | None) -> Side | None:
+        """Once: from the cache where it is, else computed."""
+        if self.real is None or self._reference is not None:
+            return self._reference
+        features = self._from_cache()
+        lacking = [e for e in self.extractors if self.setting.processes.largest(not features.keys() >= set(e.taps))]
+        if lacking:  # one decode for all of them, shared out over the processes
+            computed = collect(self.real, lacking, self.setting.batch, self.setting.processes, until)
+            self._to_cache(lacking, computed)
+            features |= computed
+        self._reference = self._side(self.real, features)
+        return self._reference
+
+    def _from_cache(self) -> Features:
+        """On the main process."""
+        found: Features = {}
+        if self.setting.processes.main and (fingerprint := self._fingerprint):
+            for extractor in self.extractors:
+                found |= self.setting.cache.load(fingerprint, extractor.key(), extractor.taps) or {}
+        return found
+
+    def _to_cache(self, extractors: list[Extractor], features: Features) -> None:
+        fingerprint = self._fingerprint if self.setting.processes.main else None
+        if fingerprint and self.real.fingerprint() == fingerprint:  # else pictures were replaced meanwhile
+            for extractor in extractors:
+                kept = {tap: features[tap] for tap in extractor.taps}
+                self.setting.cache.store(fingerprint, extractor.key(), kept)
+
+    @cached_property
+    def _fingerprint(self) -> str | None:
+        """None: nothing is cached."""
+        return self.real.fingerprint() if self.setting.cache is not None else None
+
+    def _side(self, source: Source, features: Features) -> Side | None:
+        if not self.setting.processes.main:
+            return None
+        text, captions = None, source.captions
+        if captions is not None and any(
+            METRICS[name].captions and METRICS[name].tap == "clip" for name in self.metrics
+        ):
+            text = self.clip.encode_texts([self.options.prefix + caption for caption in captions])
+        return Side(features, captions, text)
+
+    def _report(self, fake: Source, real: Side | None, features: Features) -> dict:
+        of = Evidence(self.options, self.setting.seed, real, self._side(fake, features))
+        scores, refused = self._scores(of)
+        report = {
+            "scores": scores,
+            "protocol": self._protocol(fake, of),
+            "notes": notes.of(self.real, fake, of, self.clip) + refused,
+        }
+        report |= {"prompts": list(of.prompts.values())} if of.prompts else {}
+        return report | ({"nearest": of.nearest} if of.nearest else {})
+
+    def _scores(self, of: Evidence) -> tuple[Scores, list[str]]:
+        """By name, and what was refused: one metric that wants more pictures does not cost the others theirs."""
+        scores, refused = {}, []
+        for name in self.metrics:
+            metric = METRICS[name]
+            try:
+                found = metric.score(of)
+            except UserError as error:
+                if len(refused) + 1 == len(self.metrics):  # none is left
+                    raise
+                refused.append(f"no {name}: {error}")
+                found = dict.fromkeys(metric.gives)
+            scores |= {named(score, name, self.options): value for score, value in found.items()}
+        return scores, refused
+
+    def _protocol(self, fake: Source, of: Evidence) -> dict:
+        """What a reader must know to make the numbers again, and to know which others compare."""
+        real, setting = self.real, self.setting
+        common = {
+            "real": real.name if real else None,
+            "fake": fake.name,
+            "n_real": real.count if real else None,
+            "n_fake": fake.count,
+            "resolution": f"{fake.width}x{fake.height}",
+            "resolution_real": f"{real.width}x{real.height}" if real else None,
+            "checkpoint": fake.name if fake.kind == "checkpoint" else None,
+            "prompts": fake.prompts,
+            "captions_sha256": captions_sha256(of.fake.captions),
+            "seed": setting.seed,
+            "batch": setting.batch,
+            "metrics": of.details,
+        }
+        for extractor in self.extractors:
+            common[extractor.taps[0].split("_")[0]] = extractor.protocol()
+        return common
+
+    def _check_count(self, source: Source, side: str) -> None:
+        needed, remedy = 2 if self.setting.allow_few else FEWEST, "--allow_few: 2, for tests"
+        if self.metrics == ["inception_score"]:
+            needed, remedy = self.options.splits, "as many as splits; lower --splits or raise --count"
+        elif not any(METRICS[name].real for name in self.metrics):
+            needed = 1
+        if source.count < needed:
+            metrics = ", ".join(self.metrics)
+            raise UserError(f"--{side} {source.name} has {source.count} pictures; {metrics} needs {needed} ({remedy})")
+
+
+def captions_sha256(captions: list[str] | None) -> str | None:
+    """Equal for equal lists of captions."""
+    if captions is None:
+        return None
+    return hashlib.sha256("\0".join(captions).encode()).hexdigest()

@@ -1,0 +1,205 @@
+"""The metrics by name: what each needs, and the scores it gives from features and captions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from evaluation.collect import Features
+from evaluation.metrics import diversity, joint, neighbours, text_agreement
+from evaluation.metrics.fid_infinity import fid_infinity
+from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
+from evaluation.metrics.inception_score import inception_score
+from evaluation.metrics.kernel_distance import kernel_distance
+from evaluation.options import MeasureOptions
+from toolkit.errors import UserError, nearest
+
+Scores = dict[str, float | None]
+PAIRS = 32
+"""Most pairs of a sample and its nearest training picture in a report."""
+
+
+@dataclass
+class Side:
+    """Features of one source, and the captions of its pictures with CLIP's vectors where a metric asks for them."""
+
+    features: Features
+    captions: list[str] | None = None
+    text: Tensor | None = None
+    """float32 [N, E], one for each picture."""
+    _statistics: dict[str, Statistics] = field(default_factory=dict)
+
+    def statistics(self, tap: str) -> Statistics:
+        """Made once: the reference is compared with many a checkpoint."""
+        if tap not in self._statistics:
+            self._statistics[tap] = statistics(self.features[tap])
+        return self._statistics[tap]
+
+
+@dataclass
+class Evidence:
+    """All that a metric may look at; beside its scores it may fill tables and say how it was made."""
+
+    options: MeasureOptions
+    seed: int
+    real: Side | None
+    fake: Side
+    prompts: dict[str, dict] = field(default_factory=dict)
+    """By caption: what is known of its pictures."""
+    nearest: list[dict] = field(default_factory=list)
+    details: dict[str, dict] = field(default_factory=dict)
+    """By metric: what belongs into the protocol."""
+
+    @property
+    def tap(self) -> str:
+        return f"inception_{self.options.feature_layer}"
+
+    def tell(self, caption: str, **values: float | None) -> None:
+        self.prompts.setdefault(caption, {"caption": caption}).update(values)
+
+
+class Metric(NamedTuple):
+    score: Callable[[Evidence], Scores]
+    gives: tuple[str, ...]
+    """Names of its scores, those of Inception features before `named`."""
+    tap: str = "inception"
+    """inception (the layer asked for), inception_logits, clip or dinov2."""
+    real: bool = True
+    captions: bool = False
+    real_captions: bool = False
+
+
+def fid(of: Evidence) -> Scores:
+    return {"fid": frechet_distance(of.real.statistics(of.tap), of.fake.statistics(of.tap))}
+
+
+def clip_fd(of: Evidence) -> Scores:
+    return {"clip_fd": frechet_distance(of.real.statistics("clip"), of.fake.statistics("clip"))}
+
+
+def dinov2_fd(of: Evidence) -> Scores:
+    return {"dinov2_fd": frechet_distance(of.real.statistics("dinov2"), of.fake.statistics("dinov2"))}
+
+
+def extrapolated(of: Evidence) -> Scores:
+    found = fid_infinity(of.real.statistics(of.tap), of.fake.features[of.tap], seed=of.seed)
+    of.details["fid_infinity"] = {"points": [list(point) for point in found.points]}
+    return {"fid_infinity": found.value, "fid_infinity_error": found.error}
+
+
+def kid(of: Evidence) -> Scores:
+    found = kernel_distance(of.real.features[of.tap], of.fake.features[of.tap])
+    of.details["kid"] = {"subsets": found.subsets, "subset_size": found.subset_size, "interval": "95 %"}
+    return {"kid": found.mean, "kid_std": found.std, "kid_low": found.low, "kid_high": found.high}
+
+
+def inception(of: Evidence) -> Scores:
+    mean, deviation = inception_score(of.fake.features["inception_logits"], of.options.splits)
+    of.details["inception_score"] = {"splits": of.options.splits}
+    return {"inception_score": mean, "inception_score_std": deviation}
+
+
+def precision_recall(of: Evidence) -> Scores:
+    return neighbours.manifolds(of.real.features[of.tap], of.fake.features[of.tap])._asdict()
+
+
+def agreement(of: Evidence) -> Scores:
+    pictures, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
+    of.details["clip_score"] = {"formulas": text_agreement.FORMULAS, "prefix": of.options.prefix}
+    for caption, found in text_agreement.per_prompt(pictures, texts, captions).items():
+        of.tell(caption, **found)
+    shuffled = text_agreement.shuffled_clip_score(pictures, texts, captions, of.seed)
+    return {**text_agreement.clip_score(pictures, texts)._asdict(), "clip_score_shuffled": shuffled}
+
+
+def retrieval(of: Evidence) -> Scores:
+    pictures, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
+    found = text_agreement.retrieval(pictures, texts, captions, seed=of.seed)
+    if found is None:
+        return dict.fromkeys(("r_precision", "r_precision_shuffled", "median_rank"))
+    of.details["retrieval"] = {"distractors": found.distractors}
+    for caption, told in text_agreement.per_prompt(pictures, texts, captions, found.ranks).items():
+        of.tell(caption, **told)
+    order = text_agreement.shuffled_order(captions, of.seed)
+    control = text_agreement.retrieval(pictures, texts[order], [captions[i] for i in order], seed=of.seed)
+    shuffled = control.r_precision if control else None
+    return {"r_precision": found.r_precision, "r_precision_shuffled": shuffled, "median_rank": found.median_rank}
+
+
+def within_prompts(of: Evidence) -> Scores:
+    found = {}
+    for name, side in (("diversity", of.fake), ("diversity_real", of.real)):
+        if side is not None and side.captions is not None:
+            by_prompt = diversity.within_prompts(side.features[of.tap], side.captions)
+            found[name] = diversity.mean_diversity(by_prompt)
+            for caption, distance in by_prompt.items() if side is of.fake else ():
+                of.tell(caption, diversity=distance)
+    return found
+
+
+def vendi(of: Evidence) -> Scores:
+    sides = {"vendi": of.fake} | ({"vendi_real": of.real} if of.real else {})
+    return {name: diversity.vendi_score(side.features[of.tap]) for name, side in sides.items()}
+
+
+def joint_fd(of: Evidence) -> Scores:
+    real, fake = ((side.features["clip"], side.text) for side in (of.real, of.fake))
+    return {"joint_fd": joint.joint_frechet_distance(*real, *fake)}
+
+
+def memorisation(of: Evidence) -> Scores:
+    real, fake = of.real.features[of.tap], of.fake.features[of.tap]
+    distances, found = (column[:, 0] for column in neighbours.nearest(fake, real)[:2])
+    for i in distances.argsort(stable=True)[:PAIRS].tolist():
+        j = int(found[i])
+        pair = {"sample": i, "training": j, "distance": float(distances[i])}
+        for name, side, number in (("caption", of.fake, i), ("training_caption", of.real, j)):
+            pair |= {name: side.captions[number]} if side.captions else {}
+        of.nearest.append(pair)
+    authentic = neighbours.authenticity(real, fake)
+    return {"authenticity": authentic, "nearest_distance": float(distances.double().mean())}
+
+
+METRICS = {
+    "fid": Metric(fid, ("fid",)),
+    "fid_infinity": Metric(extrapolated, ("fid_infinity", "fid_infinity_error")),
+    "kid": Metric(kid, ("kid", "kid_std", "kid_low", "kid_high")),
+    "inception_score": Metric(inception, ("inception_score", "inception_score_std"), "inception_logits", real=False),
+    "precision_recall": Metric(precision_recall, ("precision", "recall", "density", "coverage")),
+    "clip_fd": Metric(clip_fd, ("clip_fd",), "clip"),
+    "dinov2_fd": Metric(dinov2_fd, ("dinov2_fd",), "dinov2"),
+    "clip_score": Metric(agreement, ("clip_score", "clip_score_hessel", "mean_cosine", "clip_score_shuffled"), "clip",
+                         real=False, captions=True),
+    "retrieval": Metric(retrieval, ("r_precision", "r_precision_shuffled", "median_rank"), "clip", real=False,
+                        captions=True),
+    "diversity": Metric(within_prompts, ("diversity", "diversity_real"), real=False, captions=True),
+    "vendi": Metric(vendi, ("vendi", "vendi_real"), real=False),
+    "joint_fd": Metric(joint_fd, ("joint_fd",), "clip", captions=True, real_captions=True),
+    "memorisation": Metric(memorisation, ("authenticity", "nearest_distance")),
+}  # fmt: skip
+HIGHER = {"inception_score", "precision", "recall", "density", "coverage", "clip_score", "clip_score_hessel",
+          "mean_cosine", "r_precision", "diversity", "vendi", "authenticity", "nearest_distance"}  # fmt: skip
+"""Scores of which more is better; of all others less."""
+
+
+def parse_metrics(text: str) -> list[str]:
+    """'fid,kid' -> their names in METRICS; 'all': all but dinov2_fd, whose weights are 1.2 GB. Raises UserError."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return [name for name in METRICS if name != "dinov2_fd"]
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"unknown metric '{name}'{nearest(name, METRICS)}; there are {', '.join(METRICS)}")
+    if not names:
+        raise UserError(f"no metrics: give some of {', '.join(METRICS)}")
+    return list(dict.fromkeys(names))
+
+
+def named(score: str, metric: str, options: MeasureOptions) -> str:
+    """A score's name in reports: those of other layers and resizes carry them, for their numbers do not compare."""
+    if METRICS[metric].tap != "inception":
+        return score
+    prefix = "" if options.resize == "legacy" else f"{options.resize}_"
+    suffix = "" if options.feature_layer == 2048 else f"_{options.feature_layer}"
+    return f"{prefix}{score}{suffix}"

@@ -1,0 +1,68 @@
+"""From the options of a command to reports: opens what is compared, on every process alike."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from evaluation.evaluator import Evaluator, Setting
+from evaluation.feature_cache import FeatureCache, default_folder
+from evaluation.options import EvaluationOptions
+from evaluation.pairs import draw_pairs
+from evaluation.sources.opening import is_checkpoint, is_shards, open_source
+from evaluation.sources.source import Source
+from toolkit.devices import pick_device
+from toolkit.launching.launch import join_processes
+
+
+def evaluate(options: EvaluationOptions) -> Iterator[dict]:
+    """The report of each of `options.fake`, in order, on the main process; nothing on the others. Raises UserError.
+
+    A report holds "scores", "protocol", "notes"; where a metric makes them "prompts" and "nearest", and with the latter
+    "pictures", a PIL image of the pairs.
+    """
+    processes = join_processes()
+    device = pick_device(options.device)
+    real = _open_real(options, device)
+    cache = None if options.cache == "" else FeatureCache(Path(options.cache) if options.cache else default_folder())
+    setting = Setting(processes, device, options.batch, options.seed, options.allow_few, cache)
+    evaluator = None
+    for path in options.fake:
+        fake = _open_fake(options, path, real, device)
+        evaluator = evaluator or Evaluator(options, real, setting)  # after the paths are known to be good
+        report = evaluator(fake)
+        if report is not None:
+            yield with_pictures(report, real, fake)
+
+
+def single(options: EvaluationOptions, metric: str, network: str) -> dict | None:
+    """The report on one source as the commands for one score give it, what tells of that score without levels."""
+    for report in evaluate(options):
+        protocol = report["protocol"]
+        protocol |= protocol.pop(network) | protocol["metrics"].pop(metric, {})
+        return {**report["scores"], "protocol": protocol, "notes": report["notes"]}
+    return None
+
+
+def with_pictures(report: dict, real: Source | None, fake: Source) -> dict:
+    """Adds "pictures" where the report names nearest training pictures."""
+    return report | ({"pictures": draw_pairs(report["nearest"], real, fake)} if "nearest" in report else {})
+
+
+def _open_real(options: EvaluationOptions, device: torch.device) -> Source | None:
+    if options.real is None:
+        return None
+    prompts = options.prompts or (options.real if is_shards(options.real) else None)
+    return open_source(
+        options.real, options.count, options.size, options.seed, prompts, device, options.encoder_weights
+    )
+
+
+def _open_fake(options: EvaluationOptions, path: str, real: Source | None, device: torch.device) -> Source:
+    """A checkpoint takes prompts and count from shards as reference, if nothing else is said."""
+    prompts, count = options.prompts, options.count
+    if prompts is None and options.real is not None and is_shards(options.real):
+        prompts = options.real
+    if count is None and real is not None and is_checkpoint(path):
+        count = real.count
+    return open_source(path, count, options.size, options.seed, prompts, device, options.encoder_weights)
