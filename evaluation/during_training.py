@@ -13,8 +13,7 @@ from evaluation.scores import HIGHER, METRICS, named, parse_metrics
 from evaluation.scoring import with_pictures
 from evaluation.sources.generated import generated_source
 from evaluation.sources.shard_pictures import shard_pictures
-from evaluation.sources.source import Source
-from toolkit import draws
+from evaluation.sources.source import GROUP, Source, chosen
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import sound_numbers
 from toolkit.data.shard_reader import ShardSet
@@ -83,25 +82,26 @@ class TrainingEvaluator:
 
     def __call__(self, trainer: Trainer) -> dict | None:
         """The report on the main process, None on the others. Raises UserError, on all of them alike."""
-        until = time.monotonic() + 60 * self.config.eval_minutes
+        until = time.monotonic() + self.config.evaluation_seconds
         if self._evaluator is None:
-            self.processes.together(lambda: self._open(trainer))
+            self.processes.together(self._open)
             setting = Setting(self.processes, trainer.device, seed=self.config.seed)
             self._evaluator = Evaluator(self.options, self.real, setting)
         fake = self._drawn_by(trainer)
         report = self._evaluator(fake, until)
         if report is None:
             return None
-        report["protocol"] |= {"step": trainer.step_number, "images_seen": trainer.images_seen}
+        report["protocol"]["step"] = trainer.step_number
         return with_pictures(report, self.real, fake)
 
-    def _open(self, trainer: Trainer) -> None:
-        """Damaged samples are passed over: what is drawn and scored must not end a run."""
-        order = draws.permutation(len(self.shards), self.config.seed, epoch=-2).tolist()
-        sound = itertools.islice(sound_numbers(self.shards, order), self.config.eval_count)
-        numbers = [number for number, _ in sound]
-        self.real = shard_pictures(self.shards, self.config.data, numbers)
-        texts = [self.shards.read_texts(i) for i in numbers]
+    def _open(self) -> None:
+        """The choice that `python -m evaluation --count` makes, so that it finds the same numbers; but damaged samples
+        are passed over: what is drawn and scored must not end a run."""
+        order = chosen(len(self.shards), None, self.config.seed)
+        whole_groups = -(-self.config.eval_count // GROUP) * GROUP
+        numbers = [n for n, _ in itertools.islice(sound_numbers(self.shards, order), whole_groups)]
+        self.real = shard_pictures(self.shards, self.config.data, sorted(numbers[: self.config.eval_count]))
+        texts = [self.shards.read_texts(n) for n in numbers]
         self.captions = [one.captions[0] for one in texts]
         self.text = torch.stack([one.vectors[0] for one in texts])
 
@@ -112,7 +112,7 @@ class TrainingEvaluator:
             self.config.resolution,
             self.captions,
             self.text,
-            len(self.captions),
+            self.real.count,
             self.config.seed,
             f"step {trainer.step_number}",
             self.shards.manifest.encoder,

@@ -34,8 +34,44 @@ def test_the_lowest_score_is_the_best_and_is_written_down(tmp_path):
     assert (one.step, one.without_gain) == (200, 1)
     history = [[100, 20.0], [200, 10.0], [300, 15.0]]
     assert stored(tmp_path) == {
-        "metric": "swd", "value": 10.0, "step": 200, "checkpoint": "ckpt_0000200", "history": history,
+        "metric": "swd", "higher_is_better": False, "value": 10.0, "step": 200, "checkpoint": "ckpt_0000200",
+        "history": history,
     }  # fmt: skip
+
+
+def test_where_higher_is_better_the_highest_score_is_the_best_and_numbers_stay_as_they_are(tmp_path):
+    one = BestCheckpoint(tmp_path, "recall", higher_is_better=True)
+    assert one.add(100, 0.2) == "recall 0.2 at step 100: the best so far"
+    assert one.add(200, 0.1) == "recall 0.1 at step 200: no gain of 1% for 1 score, the best is 0.2 at step 100"
+    assert one.add(300, 0.201) == "recall 0.201 at step 300: the best so far, but no gain of 1% for 2 scores"
+    assert one.add(400, 0.203) == "recall 0.203 at step 400: the best so far" and one.without_gain == 0
+    one.add(500, math.nan)
+    assert (one.step, one.without_gain) == (400, 1)
+    assert stored(tmp_path)["higher_is_better"] is True and stored(tmp_path)["value"] == 0.203
+    assert stored(tmp_path)["history"] == [[100, 0.2], [200, 0.1], [300, 0.201], [400, 0.203], [500, None]]
+    again = BestCheckpoint(tmp_path, "recall", 300, higher_is_better=True)
+    assert (again.step, again.without_gain) == (300, 2)
+
+
+def test_a_rising_score_pays_where_higher_is_better_and_a_falling_one_does_not(tmp_path):
+    """Eight scores below a lucky first one: rising towards it, training still pays."""
+    values = [0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    for name, later, pays in (("rising", values[1:], True), ("falling", values[:0:-1], False)):
+        (tmp_path / name).mkdir()
+        one = BestCheckpoint(tmp_path / name, "recall", higher_is_better=True)
+        said = [one.add(step, value) for step, value in enumerate([values[0], *later])]
+        assert ("more training has not paid since step 0" in said[-1]) != pays
+
+
+def test_a_file_of_before_directions_goes_on_under_the_name_it_had(tmp_path, capsys):
+    """Score 'fid' of Inception layer 768 was called 'fid'; what says its direction says its whole name."""
+    old = {"metric": "fid", "value": 3.0, "step": 100, "checkpoint": "ckpt_0000100", "history": [[100, 3.0]]}
+    (tmp_path / "best.json").write_text(json.dumps(old))
+    one = BestCheckpoint(tmp_path, "fid_768", 100, formerly="fid")
+    assert one.step == 100 and stored(tmp_path) == old | {"metric": "fid_768", "higher_is_better": False}
+    assert BestCheckpoint(tmp_path, "fid_768", 100, formerly="fid").step == 100 and capsys.readouterr().err == ""
+    assert BestCheckpoint(tmp_path, "fid", 100, formerly="fid").step is None
+    assert "holds scores by 'fid_768'; set aside as best_fid_768.json" in capsys.readouterr().err
 
 
 def test_less_than_a_percent_is_noise_but_small_steps_add_up(tmp_path):

@@ -141,7 +141,7 @@ def test_every_option_has_help_and_the_original_names_exist():
         "out_dir",
     }
     assert original <= names
-    files = [REPOSITORY / "toolkit" / f"{name}.py" for name in ("config", "monitor", "adaptive")]
+    files = [REPOSITORY / "toolkit" / f"{name}.py" for name in ("config", "monitor", "adaptive", "score_options")]
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     for name in names:
         line = next(i for i, text in enumerate(source.splitlines()) if text.startswith(f"    {name}:"))

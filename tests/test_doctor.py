@@ -92,7 +92,9 @@ def test_a_sound_setup_is_ready_and_untouched(capsys, shard_folder, tmp_path):
         ({"out_dir": "/dev/null/run"}, "out_dir", "cannot be written"),
         ({"resume_from": "latest"}, "resume", "holds no valid checkpoint"),
         ({"resume_from": "/nowhere"}, "resume", "no such folder"),
-        ({"score": "fid", "score_weights": "/nowhere"}, "score", "--score swd"),
+        ({"score": "fid"}, "score", "needs at least 64"),
+        ({"score": "fdi"}, "score", "unknown score 'fdi'; did you mean 'fid'?"),
+        ({"score": "none", "eval_every": 5, "metrics": "speed"}, "score", "speed"),
     ],
 )
 def test_what_would_end_the_run_is_named(capsys, shard_folder, tmp_path, options, topic, text):
@@ -267,6 +269,8 @@ def test_times_add_up():
     pace = Pace(step=1.0, penalised=16.0, loading=0.5, picture=0.1)
     assert pace.mean_step(config) == 2.0
     assert pace.total(config, 100, checkpoint_seconds=5.0) == pytest.approx(100 * 2 + 3 * 1 + 2 * 10 + 2 * 5)
+    evaluating = TrainConfig(**{**vars(config), "eval_every": 25, "eval_count": 30})
+    assert pace.total(evaluating, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(5 * 3)  # pictures alone
     starved = pace._replace(loading=3.0)
     assert starved.total(config, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(100)
     alone = TrainConfig(**{**vars(config), "workers": 0})

@@ -9,6 +9,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from toolkit.run_folder import plots
+from toolkit.run_folder.evaluations import Evaluated, read_evaluations
+from toolkit.run_folder.panels import evaluation_panels, score_panel
+
+SCORES = {
+    "fid": "Fréchet distances (lower", "fid_infinity": "Fréchet distances (lower", "kid": "KID (lower",
+    "precision": "variety", "recall": "variety", "density": "variety", "coverage": "variety",
+    "inception_score": "Inception Score (higher",
+}  # fmt: skip
+"""Part of the title of their panel; of those that an Inception layer and a resize may add to."""
+PLAIN = {
+    "clip_fd": "Fréchet distances (lower", "dinov2_fd": "Fréchet distances (lower", "joint_fd": "Fréchet distances",
+    "clip_score": "CLIP score (higher", "clip_score_shuffled": "CLIP score (higher",
+    "r_precision": "own caption found", "r_precision_shuffled": "own caption found", "median_rank": "rank of the own",
+    "authenticity": "authenticity (higher", "diversity": "prompt's pictures", "diversity_real": "prompt's pictures",
+    "vendi": "Vendi", "vendi_real": "Vendi", "nearest_distance": "nearest training picture",
+}  # fmt: skip
 
 
 def line(step: int, **values) -> dict:
@@ -168,9 +184,61 @@ def test_events_need_no_file_and_survive_a_damaged_one(tmp_path: Path):
     assert plots.read_events(tmp_path) == [{"step": 3, "level": "note"}]
 
 
-def test_scores_come_from_the_checkpoints(tmp_path):
-    assert plots.read_scores(tmp_path) == []
+def test_scores_come_from_the_checkpoints_and_say_which_way_is_better(tmp_path):
+    def read() -> tuple[str, list[dict]]:
+        panel, scores = score_panel(tmp_path)
+        return panel.title, scores
+
+    lower = "score (lower is better)"
+    assert read() == (lower, [])
     (tmp_path / "best.json").write_text('{"history": [[10, 3.5], [20, null]]}')
-    assert plots.read_scores(tmp_path) == [{"step": 10, "score": 3.5}, {"step": 20, "score": None}]
-    (tmp_path / "best.json").write_text("[1, 2")
-    assert plots.read_scores(tmp_path) == []
+    assert read() == (lower, [{"step": 10, "score": 3.5}, {"step": 20, "score": None}])
+    (tmp_path / "best.json").write_text('{"history": [[10, 3.5]], "higher_is_better": true}')
+    assert read() == ("score (higher is better)", [{"step": 10, "score": 3.5}])
+    for damaged in ("[1, 2", "[1, 2]", "3", '{"history": [["x", 1]]}'):
+        (tmp_path / "best.json").write_text(damaged)
+        assert read() == (lower, [])
+
+
+def evaluated(run: Path, step: int, images_seen: int, **scores) -> None:
+    (run / "evaluations").mkdir(exist_ok=True)
+    content = {"images_seen": images_seen, "scores": scores}
+    (run / "evaluations" / f"step_{step:07d}.json").write_text(json.dumps(content))
+
+
+def test_scores_of_evaluations_stand_against_the_pictures_seen_each_kind_by_itself(tmp_path, draw):
+    """Diversity is measured at every sample grid, too: two panels, two axes."""
+    every = {"kid_low": 0.01, "kid_high": 0.03, "kid_std": 0.01, "inception_score_std": 1.0, "unheard_of": 5.0}
+    evaluated(tmp_path, 10, 500, fid_768=90.0, kid=0.02, recall=0.1, precision=0.5, diversity=0.4, **every)
+    evaluated(tmp_path, 20, 1500, fid_768=60.0, kid=None, recall=0.3, precision=0.6, diversity=0.5, clip_fd=7.0)
+    found = panels(draw([line(10, diversity=0.9), line(20, diversity=0.8)]))
+    axis = found["Fréchet distances (lower is better)"]
+    assert curves(axis, "fid_768") == [([0.5, 1.5], [90.0, 60.0], "-")] and curves(axis, "clip_fd")[0][0] == [1.5]
+    assert axis.get_xlabel() == "thousand pictures seen" and 1.5 < axis.get_xlim()[1] < 1.6
+    shares = found["quality, variety, authenticity (higher is better)"]
+    assert [text.get_text() for text in shares.get_legend().texts] == ["recall", "precision"]
+    assert curves(found["KID (lower is better)"], "kid")[0][:2] == ([0.5], [0.02])
+    assert curves(found["diversity of a prompt's pictures"], "diversity")[0][:2] == ([0.5, 1.5], [0.4, 0.5])
+    ours = found["diversity, text sensitivity (share of real pictures')"]
+    assert curves(ours, "diversity")[0][:2] == ([10, 20], [0.9, 0.8]) and ours.get_xlabel() == "step"
+    drawn = [drawn.get_label() for axis in found.values() for drawn in axis.lines]
+    assert not [name for name in drawn if name in every]
+
+
+def test_damaged_evaluations_are_passed_over_and_rewritten_ones_read_anew(tmp_path):
+    evaluated(tmp_path, 10, 500, fid=90.0)
+    for number, damaged in enumerate((b"", b"[]", b"{}", b'{"scores": 3, "images_seen": 1}', b"\xff", b"[" * 10**5)):
+        (tmp_path / "evaluations" / f"step_000002{number}.json").write_bytes(damaged)
+    (tmp_path / "evaluations" / "mine.json").write_text('{"scores": {"fid": 1}, "images_seen": 5}')
+    assert read_evaluations(tmp_path) == [(10, 500, {"fid": 90.0})]
+    evaluated(tmp_path, 10, 500, fid=80.25)
+    assert read_evaluations(tmp_path) == [(10, 500, {"fid": 80.25})]
+    assert read_evaluations(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("name", SCORES | PLAIN)
+def test_each_score_has_one_panel_whose_title_says_which_way_is_better(name):
+    """'r_precision' is no precision, 'joint_fd' a Fréchet distance; layer and resize in the name change nothing."""
+    for full in (name, f"clean_{name}_768") if name in SCORES else (name,):
+        (panel,) = evaluation_panels([Evaluated(1, 1, {full: 1.0})])
+        assert panel.names == (full,) and (SCORES | PLAIN)[name] in panel.title

@@ -19,6 +19,7 @@ from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import STATE, checkpoint_name
 from toolkit.run_folder.records import read_log
 from toolkit.run_folder.snapshot import take_snapshot
+from toolkit.score import Scoring
 from toolkit.trainer import Trainer
 
 COURSE = {"iters": 9, "r1_interval": 4}
@@ -221,16 +222,16 @@ def test_d_steps_of_the_command_line_win_unless_they_adapt(shard_folder, tmp_pat
 
 
 def test_a_score_that_fails_costs_the_score_alone(shard_folder, tmp_path, capsys):
-    """FID of 24 pictures is refused: said at the start. What fails later, here the weights, is a warning."""
-    with pytest.raises(UserError, match="fid needs at least 64"):
+    """FID of 24 pictures is refused: said at the start. What fails later, here the memory, is a warning."""
+    with pytest.raises(UserError, match="needs at least 64"):
         train(shard_folder, tmp_path / "few", iters=2, score="fid")
 
-    def failing(trainer, path):
-        raise OSError("no network")
+    def failing(trainer):
+        raise OSError("no memory")
 
-    with mock.patch("toolkit.train.choose_score", lambda config, shards: failing):
+    with mock.patch("toolkit.train.choose_scoring", lambda *arguments: Scoring("swd", score=failing)):
         train(shard_folder, tmp_path / "run", iters=2, score="swd")
-    assert "no score: no network" in capsys.readouterr().err
+    assert "no score: no memory" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "best.json").read_text())["history"] == [[2, None]]
 
 

@@ -17,6 +17,7 @@ from toolkit.config import TrainConfig
 from toolkit.errors import UserError
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.lock import RunLock
+from toolkit.score import Scoring
 from toolkit.trainer import Trainer
 
 HOLDER = """
@@ -222,9 +223,8 @@ def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path, monkeypatc
 
 def test_the_best_checkpoint_is_never_pruned_also_after_a_resume(shard_folder, tmp_path, monkeypatch):
     scores = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7, 5: 0.6, 6: 0.5, 7: 0.4, 8: 0.05, 9: 0.3, 10: 0.3, 11: 0.3}
-    monkeypatch.setattr(
-        "toolkit.train.choose_score", lambda config, shards: lambda trainer, path: scores[trainer.step_number]
-    )
+    scoring = Scoring("swd", score=lambda trainer: scores[trainer.step_number])
+    monkeypatch.setattr("toolkit.train.choose_scoring", lambda config, shards, processes: scoring)
     options = {"ckpt_every": 1, "keep": 2, "score": "swd"}
     for iters, kept in ((5, [2, 4, 5]), (7, [2, 6, 7]), (11, [8, 10, 11])):
         train(shard_folder, tmp_path, iters=iters, **options)

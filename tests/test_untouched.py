@@ -1,4 +1,5 @@
-"""What surrounds the training step leaves no trace in it: samples, scores, checkpoints, the global random state."""
+"""What surrounds the training step leaves no trace in it: samples, scores, evaluations, checkpoints, the global random
+state."""
 
 import random
 
@@ -6,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from tests.running import QUIET, assert_equal_runs, train
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
+from toolkit.launching.processes import Processes
 from toolkit.reports import Reports
 from toolkit.run_folder.checkpoint import checkpoint_name
 from toolkit.run_folder.snapshot import take_snapshot
-from toolkit.score import SwdScore
+from toolkit.sampling import sample
+from toolkit.score import Scoring, SwdScore
 from toolkit.trainer import Trainer
 
 COURSE = {"iters": 7, "r1_interval": 3, "g_norm": "batch", "lecam": 0.1}
@@ -45,6 +49,12 @@ def differences(before: dict, after: dict) -> list[str]:
     return [name for name in before.keys() | after.keys() if not equal(before.get(name), after.get(name))]
 
 
+def evaluate(trainer: Trainer) -> dict:
+    """Stands for evaluation.during_training: pictures drawn by the averaged G."""
+    drawn = sample(trainer.ema.module, torch.ones(4, trainer.config.z_dim), torch.ones(4, trainer.config.cond_dim))
+    return {"scores": {"fid": drawn.float().mean().item()}, "pictures": Image.fromarray(drawn[0].numpy().T)}
+
+
 @pytest.fixture
 def reports(shard_folder, tmp_path):
     """Of a training with batch norm, two steps old."""
@@ -53,19 +63,25 @@ def reports(shard_folder, tmp_path):
     trainer, score = Trainer(config, Accelerator(cpu=True), shards), SwdScore(shards, config)
     trainer.step()
     trainer.step()
-    opened = Reports(trainer, main=True, score=lambda trainer, path: score(trainer.ema))
+    scoring = Scoring("swd", score=lambda trainer: score(trainer.ema), evaluate=evaluate)
+    opened = Reports(trainer, main=True, scoring=scoring)
     yield opened
     opened.close()
     trainer.close()
 
 
-@pytest.mark.parametrize("action", ["samples", "write_checkpoint", "rate", "snapshot", "statistics", "fingerprint"])
+@pytest.mark.parametrize(
+    "action", ["samples", "write_checkpoint", "rate", "evaluate", "snapshot", "statistics", "fingerprint"]
+)
 def test_sampling_probing_scoring_and_saving_change_nothing(reports, action):
     trainer = reports.trainer
     before = everything(trainer)
     assert sum(isinstance(value, torch.Tensor) for value in before.values()) > 200
     if action == "snapshot":
         take_snapshot(trainer)
+    elif action == "evaluate":
+        reports.evaluate(Processes(None, 60))
+        assert reports.evaluations.scores(2)["fid"] > 0
     elif action in ("statistics", "fingerprint"):
         {"statistics": trainer.average_statistics, "fingerprint": trainer.fingerprint}[action]()
     else:

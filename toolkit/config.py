@@ -7,6 +7,7 @@ from typing import Literal
 from toolkit.adaptive import AdaptiveOptions
 from toolkit.errors import UserError, check
 from toolkit.monitor import WatchOptions
+from toolkit.score_options import ScoreOptions
 
 DIFFAUG_NAMES = ("color", "translation", "cutout", "flip")
 TRACKER_NAMES = ("wandb", "tensorboard")
@@ -55,13 +56,13 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
+class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
     """Train a text-conditional GAN on shards: accelerate launch toolkit/train.py --data SHARDS --out_dir RUN."""
 
     data: str = ""
     """Shard folder made by `python -m shards.create`: a local one, or its https://, s3:// or gs:// address."""
     out_dir: str = "runs/gan"
-    """Run folder: config.yaml, ckpt_*, sample_*.png, training_log.json, training_plots.png."""
+    """Run folder: config.yaml, ckpt_*, sample_*.png, training_log.json, training_plots.png, evaluations."""
     resume_from: str | None = None
     """A checkpoint folder, or 'latest' (newest valid checkpoint of out_dir, which must have one). By default a run goes
     on where out_dir left off, and starts anew where out_dir has no checkpoint."""
@@ -149,17 +150,6 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
     """How many of the newest checkpoints stay, at least 2; 0 keeps all. The best by `score` stays besides."""
     on_save_error: Literal["continue", "stop"] = "continue"
     """What to do when a checkpoint cannot be written (disk full): go on and try again at the next, or end."""
-    score: Literal["none", "swd", "fid"] = "swd"
-    """Score of every checkpoint, which decides which is the best: sliced Wasserstein distance (needs no weights) or
-    FID (downloads Inception, or takes score_weights)."""
-    score_count: int = 1000
-    """Pictures per score, real and generated each."""
-    score_weights: str | None = None
-    """Local Inception weights for score 'fid'."""
-    score_layer: Literal[64, 192, 768, 2048] = 2048
-    """Inception layer for score 'fid'."""
-    patience: int = 0
-    """End once this many scores in a row brought no gain; 0 only says so."""
     check_ranks_every: int = 1000
     """Steps between comparisons of the networks of all processes, which must be bitwise equal; 0 = never."""
     n_sample: int = 32
@@ -177,11 +167,12 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
         super().__post_init__()
         self.check_watching()
         self.check_adaptive()
-        counts = ("iters", "r1_interval", "log_every", "sample_every", "ckpt_every", "n_sample", "score_count")
+        self.check_scoring()
+        counts = ("iters", "r1_interval", "log_every", "sample_every", "ckpt_every", "n_sample")
         for name in counts + (("batch",) if self.batch != "auto" else ()):
             check(1 <= getattr(self, name) <= 10**9, name, getattr(self, name), "a whole number of at least 1")
         check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, "a whole number of at least 0")
-        for name in ("seed", "ema_start", "patience", "check_ranks_every"):
+        for name in ("seed", "ema_start", "check_ranks_every"):
             check(0 <= getattr(self, name) <= 2**62, name, getattr(self, name), "a whole number of at least 0")
         for name in (
             "mismatch_weight",
@@ -225,8 +216,19 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ModelConfig):
         return _names(self.track)
 
     def with_numbers(self) -> "TrainConfig":
-        """The same with batch 'auto' spelled out."""
-        return self if self.batch != "auto" else replace(self, batch=32, batch_gpu="auto")
+        """The same with batch 'auto' and the default of eval_count spelled out."""
+        numbers = {"batch": 32, "batch_gpu": "auto"} if self.batch == "auto" else {}
+        return replace(self, eval_count=self.eval_count or self.score_count, **numbers)
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Steps between evaluations; 0: none."""
+        return self.eval_every or (self.ckpt_every if self.scored_by_evaluation else 0)
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """Most that one may take: the other processes wait while the main one computes the scores."""
+        return min(60 * self.eval_minutes, self.timeout / 2)
 
     @property
     def total_steps(self) -> int:

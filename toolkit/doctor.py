@@ -20,7 +20,6 @@ from toolkit.checks.checkup import (
     check_folder,
     check_machine,
     check_memory,
-    check_score,
     check_trackers,
     checkpoint_bytes,
     open_data,
@@ -34,6 +33,7 @@ from toolkit.data.worker_count import WorkerCount
 from toolkit.errors import UserError
 from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder import checkpoint
+from toolkit.train import check_evaluation
 from toolkit.trainer import Trainer
 
 
@@ -62,7 +62,7 @@ def examine(report: Report, config: TrainConfig, accelerator) -> str:
         check_memory(report, config, accelerator)
     # One process after the other would be right for shared disks, but the main one's answer is what counts.
     speed = check_folder(report, config) if accelerator.is_main_process else 1.0
-    check_score(report, config)
+    check_scores(report, config, shards)
     check_trackers(report, config)
     start = find_start(report, config)
     if anywhere(accelerator, bool(report.of(FAIL))):
@@ -83,6 +83,19 @@ def examine(report: Report, config: TrainConfig, accelerator) -> str:
             raise UserError(text) from None
         report.add(FAIL, "trial", text)
         return ""
+
+
+def check_scores(report: Report, config: TrainConfig, shards: ShardSet | None) -> None:
+    """What the first evaluation needs, hours after the start."""
+    if not config.evaluates or shards is None:
+        return
+    try:
+        check_evaluation(config, shards)
+    except UserError as error:
+        report.add(FAIL, "score", str(error))
+        return
+    if config.score_weights is None:
+        report.add(WARN, "score", "the first evaluation downloads Inception; without network --score_weights FILE")
 
 
 def build(report: Report, config: TrainConfig, accelerator, shards: ShardSet, start: Path | None) -> Trainer | None:

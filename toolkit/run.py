@@ -9,9 +9,10 @@ from tqdm import tqdm
 from toolkit.errors import Diverged, NotSaved, UserError
 from toolkit.launching import stopping
 from toolkit.launching.processes import Processes
-from toolkit.reports import ACTIONS, Reports, Score
+from toolkit.reports import ACTIONS, Reports
 from toolkit.run_folder import checkpoint, heartbeat
 from toolkit.run_folder.records import Window
+from toolkit.score import Scoring
 from toolkit.trainer import Trainer
 
 LOOK_EVERY = 10
@@ -21,14 +22,14 @@ LOOK_EVERY = 10
 class Run:
     """Drives a Trainer to its last step, a stop or an end for cause. All processes make one and call `fit`."""
 
-    def __init__(self, trainer: Trainer, processes: Processes, score: Score | None) -> None:
+    def __init__(self, trainer: Trainer, processes: Processes, scoring: Scoring) -> None:
         self.trainer, self.processes, self.config = trainer, processes, trainer.config
         self.folder = Path(self.config.out_dir)
         self.request = 0
         """Signal number or stop file that ended the run, else 0."""
         self.reason: UserError | str | None = None
         """Why the monitor or the score ended the run early."""
-        self.reports = Reports(trainer, processes.main, score)
+        self.reports = Reports(trainer, processes.main, scoring)
         self.heartbeat = heartbeat.Heartbeat(self.folder, processes.index)
         self.watchdog = heartbeat.Watchdog(self.folder, processes.index, self.config.timeout, processes.count > 1)
         self.saved_step = trainer.step_number if trainer.position else -1
@@ -45,8 +46,8 @@ class Run:
         try:
             if self.saved_step < 0:
                 self._save()  # shows before the night that disk and folder will do, and is what a rollback goes back to
-            elif self._due(self.config.ckpt_every) and self.processes.largest(self.reports.unrated()):
-                self._rate()  # killed between saving and scoring
+            else:
+                self._judge()  # if it was killed between saving and that
             while not self._over():
                 try:
                     self._advance()
@@ -84,14 +85,17 @@ class Run:
         sampled = self._due(self.config.sample_every)
         if sampled:
             self._sample()
-        if self._due(self.config.log_every) or self._due(self.config.ckpt_every):
+        evaluates = self._due(self.config.evaluation_steps)
+        saves = self._due(self.config.ckpt_every) or (evaluates and self.config.scored_by_evaluation)
+        if self._due(self.config.log_every) or saves:
             self._act(*self._log())  # before saving too: what has diverged must not become the newest checkpoint
         if self._due(self.config.check_ranks_every):
             self._check_ranks()
-        if self._due(self.config.ckpt_every):
+        if saves:
             self._save()
-            self._rate()
-        if sampled:
+        if (saves or evaluates) and not self._over():  # `_finish` saves before it evaluates
+            self._judge()
+        if (sampled or evaluates) and not self._over():
             self.reports.verdict()
 
     def _due(self, every: int) -> bool:
@@ -158,13 +162,28 @@ class Run:
                 raise
             self.reports.say("warning", "not_saved", f"{error}; training goes on: make room before the next one")
 
-    def _rate(self) -> None:
-        """Score the checkpoint just saved; end the run if the last `patience` scores brought no gain."""
-        if self.reports.score is None or self.saved_step != self.trainer.step_number:
-            return
-        without_gain = self.processes.largest(self.reports.rate())
-        if self.config.patience and without_gain >= self.config.patience:
-            self.reason = f"the last {without_gain} scores brought no gain (--patience {self.config.patience})"
+    def _judge(self) -> None:
+        """Evaluate and score what is due at this step and not yet there. Ends the run if the last `patience` scores
+        brought no gain."""
+        config, last = self.config, self._over() and not self.request
+        if (last or self._due(config.evaluation_steps)) and self.processes.largest(self.reports.unevaluated()):
+            self._evaluate()
+        due = last or config.scored_by_evaluation or self._due(config.ckpt_every)
+        if due and self.saved_step == self.trainer.step_number and self.processes.largest(self.reports.unrated()):
+            without_gain = self.processes.largest(self.reports.rate())
+            if config.patience and without_gain >= config.patience:
+                self.reason = f"the last {without_gain} scores brought no gain (--patience {config.patience})"
+
+    def _evaluate(self) -> None:
+        self._check_health(now=True)
+        start = time.perf_counter()
+        self.trainer.average_statistics()
+        self.watchdog.feed()  # before and after, for it may take half as long as the watchdog waits
+        self.reports.evaluate(self.processes)
+        self.watchdog.feed()
+        self.heartbeat.beat(self.trainer.step_number)
+        since, seen = self.window_start
+        self.window_start = since + time.perf_counter() - start, seen  # no part of the training's speed
 
     def _roll_back(self, error: Diverged) -> None:
         """Back to the last good checkpoint, with lower learning rates and over other pictures. Raises Diverged."""
@@ -195,7 +214,7 @@ class Run:
             f"{config.max_rollbacks}: learning rates x {config.rollback_lr**rollbacks:g}, R1 x "
             f"{config.rollback_r1**rollbacks:g}, {skipped:,} pictures left out"
         ))  # fmt: skip
-        self.reports.progress.at(trainer.step_number)
+        self.reports.went_back()
         self._save()  # under the same name: a kill from here on does not forget the rollback
 
     def _good_step(self) -> int:
@@ -216,8 +235,8 @@ class Run:
             self._act(*self._log())
         if self.saved_step != self.trainer.step_number:
             self._save(last=True)
-            if not self.request:
-                self._rate()
+        if not self.request:
+            self._judge()
         self.reports.verdict()
 
     def _lost_contact(self, error: RuntimeError) -> Exception:

@@ -1,6 +1,8 @@
-"""The score of a checkpoint during training, by which the best one is kept. Lower is better."""
+"""What a run measures of itself: the score by which the best checkpoint is kept, and evaluations."""
 
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +14,32 @@ from toolkit.data.shard_reader import ShardSet
 from toolkit.networks.ema import EMA
 from toolkit.sampling import sample
 from toolkit.swd import sliced_wasserstein
+from toolkit.trainer import Trainer
+
+Evaluate = Callable[[Trainer], dict | None]
+"""All processes call it at the same point. The main one gets the report: "scores" (flat: name -> number or None),
+"protocol", "notes", "prompts", "nearest" and maybe "pictures", a PIL image of the nearest pairs; the others get None.
+Raises UserError on all alike."""
+
+
+class Scoring(NamedTuple):
+    metric: str = ""
+    """Decides which checkpoint is the best: 'swd', or the name of a score of the evaluations; '': nothing does."""
+    higher_is_better: bool = False
+    score: Callable[[Trainer], float] | None = None
+    """Of 'swd', which the main process computes alone."""
+    evaluate: Evaluate | None = None
+
+    @property
+    def by_evaluation(self) -> bool:
+        return bool(self.metric) and self.score is None
 
 
 class SwdScore:
     """Sliced Wasserstein distance between `score_count` training pictures and pictures drawn for their captions.
 
     The same pictures, captions and noise at every checkpoint, so that scores differ by the generator alone.
+    Lower is better.
     """
 
     def __init__(self, shards: ShardSet, config: TrainConfig) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from toolkit.checks import memory
 from toolkit.checks.micro_batch import largest_micro_batch
@@ -12,21 +11,22 @@ from toolkit.command_line import dump, run
 from toolkit.config import TrainConfig
 from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
-from toolkit.errors import UserError, check
+from toolkit.errors import UserError
 from toolkit.launching import stopping
 from toolkit.launching.launch import check_data, start_accelerator
 from toolkit.launching.processes import Processes
 from toolkit.launching.start import open_run_folder
 from toolkit.networks.models import Discriminator, Generator, count_parameters
-from toolkit.reports import Score
 from toolkit.run import Run, describe_end
-from toolkit.score import SwdScore
+from toolkit.score import Scoring, SwdScore
 from toolkit.trainer import Trainer
 
 
 def main(config: TrainConfig) -> None:
     if config.dry_run:
         sizes = {kind.__name__: f"{count_parameters(kind(config)):,} parameters" for kind in (Generator, Discriminator)}
+        if config.data and config.evaluates:
+            check_evaluation(config.with_numbers(), open_shards(config.data))
         print(dump(config) + "".join(f"# {name}: {size}\n" for name, size in sizes.items()), end="")
         return
     if not config.data:
@@ -34,7 +34,7 @@ def main(config: TrainConfig) -> None:
     config = config.with_numbers()
     shards = open_shards(config.data)
     check_data(config, shards)
-    score = choose_score(config, shards)
+    check_evaluation(config, shards)
     stopping.follow_launcher()
     accelerator = start_accelerator(config)
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # recorded as it is used
@@ -49,7 +49,7 @@ def main(config: TrainConfig) -> None:
             for line in changed:
                 tell(f"changed since then: {line}")
         show_memory(trainer, tell)
-        this = Run(trainer, processes, score)
+        this = Run(trainer, processes, choose_scoring(config, shards, processes))
         this.fit()
     except RuntimeError as error:
         if memory.is_out_of_memory(error):
@@ -73,28 +73,31 @@ def show_memory(trainer: Trainer, tell: Callable[[str], None]) -> None:
     tell(memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision).describe())
 
 
-def choose_score(config: TrainConfig, shards: ShardSet) -> Score | None:
-    """The score named in the config, as a function of the trainer and its newest checkpoint."""
-    if config.score == "none":
-        return None
+# Evaluation stands above the toolkit; this command alone reaches up to it, when asked to.
+
+
+def check_evaluation(config: TrainConfig, shards: ShardSet) -> None:
+    """Raises UserError, before anything is started, for a metric, score or file of weights that is not there."""
+    if config.evaluates:
+        from evaluation import during_training
+
+        during_training.check(config, shards)
+
+
+def choose_scoring(config: TrainConfig, shards: ShardSet, processes: Processes) -> Scoring:
+    """What the config says is measured. All processes call it. Raises UserError."""
+    scoring = Scoring()
     if config.score == "swd":
         swd = SwdScore(shards, config)
-        return lambda trainer, path: swd(trainer.ema)
-    # Evaluation stands above the toolkit; this command alone reaches up to it, when asked to.
-    from evaluation.fid import FEWEST, FidOptions, fid
+        scoring = Scoring("swd", score=lambda trainer: swd(trainer.ema))
+    if config.evaluates:
+        from evaluation import during_training
 
-    count = min(config.score_count, len(shards))
-    check(count >= FEWEST, "score", "fid", f"swd: fid needs at least {FEWEST} pictures, here are {count}")
-    if config.score_weights and not Path(config.score_weights).is_file():
-        raise UserError(f"no Inception weights at {config.score_weights}; correct --score_weights or pass --score swd")
-
-    def score(trainer: Trainer, path: Path) -> float:
-        weights = Path(config.score_weights) if config.score_weights else None
-        report = fid(FidOptions(real=config.data, fake=path, count=count, weights=weights,
-                                feature_layer=config.score_layer, device=str(trainer.device)))  # fmt: skip
-        return next(value for name, value in report.items() if name.startswith("fid"))
-
-    return score
+        scoring = scoring._replace(evaluate=during_training.evaluator(config, shards, processes))
+        if config.scored_by_evaluation:
+            metric, higher_is_better = during_training.score_name(config)
+            scoring = scoring._replace(metric=metric, higher_is_better=higher_is_better)
+    return scoring
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from toolkit.errors import Diverged, NotSaved, UserError
 from toolkit.launching import launch, start
 from toolkit.launching.processes import Processes
 from toolkit.run import Run
+from toolkit.score import Scoring
 from toolkit.trainer import Trainer
 
 STILL = {"lr_g": 1e-9, "lr_d": 1e-9, "r1_interval": 1}
@@ -83,7 +84,7 @@ class Scenarios:
         begin = start.open_run_folder(trainer.config, self.processes)
         if begin.checkpoint:
             trainer.resume(begin.checkpoint)
-        return Run(trainer, self.processes, None)
+        return Run(trainer, self.processes, Scoring())
 
     def compare_gradients(self) -> None:
         for name, options in LOSSES.items():

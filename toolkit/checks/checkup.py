@@ -159,17 +159,6 @@ def checkpoint_bytes(config: TrainConfig) -> int:
     return g + 3 * (g + d)
 
 
-def check_score(report: Report, config: TrainConfig) -> None:
-    """What the first checkpoint's score needs, hours after the start."""
-    weights = config.score_weights
-    if config.score == "fid" and weights is None:
-        report.add(
-            WARN, "score", "fid downloads Inception at the first checkpoint; without network --score_weights FILE"
-        )
-    elif config.score == "fid" and not Path(weights).is_file():
-        report.add(FAIL, "score", f"no Inception weights at {weights}; correct --score_weights or pass --score swd")
-
-
 def check_trackers(report: Report, config: TrainConfig) -> None:
     """Whether what --track names can be used; a tracker that cannot is left out, and training goes on."""
     for name in config.trackers:

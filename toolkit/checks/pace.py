@@ -39,8 +39,10 @@ class Pace(NamedTuple):
         # Loading processes work ahead of the step; without any the step waits for its data.
         step = max(computing, self.loading) if config.workers else computing + self.loading
         checkpoints, samples = (steps // every + 1 for every in (config.ckpt_every, config.sample_every))
-        scored = config.score_count if config.score != "none" else 0
-        drawn = self.picture * (samples * config.n_sample + checkpoints * scored)
+        scored = checkpoints * config.score_count if config.score == "swd" else 0
+        if config.evaluates:
+            scored += (steps // config.evaluation_steps + 1) * (config.eval_count or config.score_count)
+        drawn = self.picture * (samples * config.n_sample + scored)
         return steps * step + drawn + checkpoints * checkpoint_seconds
 
 

@@ -13,36 +13,43 @@ from toolkit.run_folder.checkpoint import checkpoint_name, checkpoints
 
 BEST = "best.json"
 GAIN = 0.01
-"""A score is a gain if it is lower than that of the last gain by more than this part of it. Scores of one network
+"""A score is a gain if it is better than that of the last gain by more than this part of it. Scores of one network
 drawn anew differ by about as much; slow progress still counts once its small steps add up to that."""
 FITTED = 5
 """Fewest scores without gain that a line is fitted to before training is said to have stopped paying."""
 
 
 class BestCheckpoint:
-    """Scores in the order of their steps; lower is better. The main process alone makes one."""
+    """Scores in the order of their steps. The main process alone makes one."""
 
-    def __init__(self, run: Path, metric: str, step: int | None = None) -> None:
+    def __init__(
+        self, run: Path, metric: str, step: int | None = None, higher_is_better: bool = False, formerly: str = ""
+    ) -> None:
         """Goes on with run/best.json, less the scores after `step` (the one resumed from; None: all stay).
 
-        A file of another metric is set aside as best_METRIC.json, a damaged one as best_damaged.json, both with a line
-        on stderr.
+        `formerly`: what the metric was called in files that do not say which way is better, as once none did. A file of
+        another metric is set aside as best_METRIC.json, a damaged one as best_damaged.json, both with a line on stderr.
         """
-        self.path, self.metric = run / BEST, metric
+        self.path, self.metric, self.formerly = run / BEST, metric, formerly or metric
+        self.higher_is_better = higher_is_better
         self.history = [(at, value) for at, value in self._read() if step is None or at <= step]
         if self.path.is_file():
             self._write()
 
     @property
     def step(self) -> int | None:
-        """The step of the lowest score, whose checkpoint is worth keeping; None before the first finite one."""
+        """The step of the best score, whose checkpoint is worth keeping; None before the first finite one."""
         found = self._best()
         return found[0] if found else None
 
     @property
     def without_gain(self) -> int:
         """How many scores came since the last gain; one that is not finite is no gain."""
-        return len(self.history) - 1 - last_gain(self.history) if self.history else 0
+        return len(self.history) - 1 - last_gain(self._losses()) if self.history else 0
+
+    def _losses(self) -> list[tuple[int, float]]:
+        """The history so that lower is better."""
+        return [(step, -value) for step, value in self.history] if self.higher_is_better else self.history
 
     def add(self, step: int, value: float) -> str:
         """Note the score of the checkpoint at `step`; one already noted for that step is replaced. Returns a sentence.
@@ -53,7 +60,7 @@ class BestCheckpoint:
         written = self._write()
         said = f"{self.metric} {value:.4g} at step {step:,}: {self._verdict()}"
         if self._no_longer_pays():
-            said += f"; more training has not paid since step {self.history[last_gain(self.history)][0]:,}"
+            said += f"; more training has not paid since step {self.history[last_gain(self._losses())][0]:,}"
         return said + written
 
     def _verdict(self) -> str:
@@ -69,9 +76,10 @@ class BestCheckpoint:
         """Whether the line fitted to the scores since the last gain falls by less than GAIN of their mean, or by less
         than the standard error of that fall.
 
-        The last gain itself is left out: being the lowest of many, it was lucky, and any line from it would rise.
+        The last gain itself is left out: being the best of many, it was lucky, and any line from it would rise.
         """
-        scores = [entry for entry in self.history[last_gain(self.history) + 1 :] if math.isfinite(entry[1])]
+        losses = self._losses()
+        scores = [entry for entry in losses[last_gain(losses) + 1 :] if math.isfinite(entry[1])]
         if len(scores) < FITTED:
             return False
         mean_value = sum(value for _, value in scores) / len(scores)
@@ -80,12 +88,13 @@ class BestCheckpoint:
 
     def _best(self) -> tuple[int, float] | None:
         finite = [entry for entry in self.history if math.isfinite(entry[1])]
-        return min(finite, key=lambda entry: entry[1], default=None)
+        sign = -1 if self.higher_is_better else 1
+        return min(finite, key=lambda entry: sign * entry[1], default=None)
 
     def _write(self) -> str:
         step, value = self._best() or (None, None)
         history = [[at, score if math.isfinite(score) else None] for at, score in self.history]
-        about = {"metric": self.metric, "value": value, "step": step}
+        about = {"metric": self.metric, "higher_is_better": self.higher_is_better, "value": value, "step": step}
         about |= {"checkpoint": None if step is None else checkpoint_name(step), "history": history}
         try:
             write_whole(self.path, (json.dumps(about) + "\n").encode())
@@ -103,7 +112,7 @@ class BestCheckpoint:
         except (OSError, ValueError, KeyError, TypeError):
             self._set_aside("damaged", "is damaged")
             return []
-        if metric != self.metric:
+        if metric != (self.metric if "higher_is_better" in about else self.formerly):
             self._set_aside(metric if metric.isidentifier() else "other", f"holds scores by {metric!r}")
             return []
         return history
@@ -131,7 +140,7 @@ def best_checkpoint(run: Path) -> Path:
 
 
 def last_gain(history: list[tuple[int, float]]) -> int:
-    """Position of the last score that beat the gain before it by more than GAIN; the first finite one is a gain.
+    """Position of the last score lower than the gain before it by more than GAIN; the first finite one is a gain.
 
     -1 if there is none.
     """

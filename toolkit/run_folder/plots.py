@@ -1,42 +1,12 @@
-"""training_plots.png from training_log.json, best.json and events.json."""
+"""training_plots.png from training_log.json, best.json, evaluations/ and events.json."""
 
-import json
 import math
 from pathlib import Path
-from typing import NamedTuple
 
-from toolkit.run_folder.best import BEST
+from toolkit.run_folder.evaluations import read_evaluations
+from toolkit.run_folder.panels import AFTER_SCORES, BEFORE_SCORES, PICTURES, Panel, evaluation_panels, score_panel
 from toolkit.run_folder.records import read_events, read_log
 
-
-class Panel(NamedTuple):
-    """A group of curves on one pair of axes; drawn if any of them has data."""
-
-    title: str
-    names: tuple[str, ...]
-    base: int = 0
-    """Of a logarithmic axis; 0: linear."""
-    if_varies: bool = False
-    """Drawn only if a curve takes more than one value: a switch that stays where it was tells nothing."""
-    points: bool = False
-    """Measured now and then: each value shows."""
-
-
-PANELS = (
-    Panel("losses", ("loss_d", "loss_g", "loss_mismatch")),
-    Panel("D's mean logits", ("logit_real", "logit_fake", "logit_mismatched")),
-    Panel("R1, R2 penalty (before their weights)", ("r1", "r2"), base=10),
-    Panel("gradient norms", ("grad_norm_d", "grad_norm_g"), base=10),
-    Panel("diversity, text sensitivity (share of real pictures')", ("diversity", "text_sensitivity"), points=True),
-    Panel("score (lower is better)", ("score",), points=True),
-    Panel("probability of augmentation", ("augment_p",), if_varies=True),
-    Panel("scale of R1 and R2", ("r1_scale",), base=10, if_varies=True),
-    Panel("D steps per G step", ("d_steps",), if_varies=True),
-    Panel("fp16 loss scale", ("loss_scale",), base=2),
-    Panel("share of steps skipped for overflow", ("skipped",), if_varies=True),
-    Panel("learning rates", ("lr_d", "lr_g")),
-    Panel("pictures per second", ("images_per_second",)),
-)
 COLOURS = {"action": "tab:red", "warning": "tab:orange"}
 """Of the events marked on the losses; notes are not."""
 Curve = tuple[list[float], list[float]]
@@ -49,20 +19,24 @@ def plot_training(run: Path) -> Path | None:
     stands where it ended. None and values that are not finite are gaps. Axes show the bulk of the values: peaks
     beyond are cut off and named. Warnings and actions of events.json are marked on the losses.
     """
-    lines, scores = read_log(run), read_scores(run)
+    lines, (scored, scores), evaluated = read_log(run), score_panel(run), read_evaluations(run)
     kept, abandoned = split_attempts(lines)
-    panels = [panel for panel in PANELS if lines and _has_data(panel, lines + scores)]
+    points = [{PICTURES: one.images_seen / 1000} | one.scores for one in evaluated]
+    data = {"step": lines + scores, PICTURES: points}
+    panels = [*BEFORE_SCORES, scored, *evaluation_panels(evaluated), *AFTER_SCORES]
+    panels = [panel for panel in panels if lines and _has_data(panel, data[panel.along])]
     if not panels:
         return None
     from matplotlib.figure import Figure  # half a second of import, only when something is drawn
 
     columns = min(3, len(panels))
-    rows, last = -(-len(panels) // columns), max(1, *(line["step"] for line in lines))
+    rows = -(-len(panels) // columns)
     marked = [event for event in read_events(run) if event.get("level") in COLOURS]
     figure = Figure(figsize=(5 * columns, 3.75 * rows), layout="constrained")
     for number, panel in enumerate(panels, start=1):
         axis = figure.add_subplot(rows, columns, number)
-        _draw(axis, panel, kept + scores, abandoned)
+        _draw(axis, panel, *((kept + scores, abandoned) if panel.along == "step" else (points, [])))
+        last = max(line[panel.along] for line in data[panel.along]) or 1
         axis.set_xlim(-0.02 * last, 1.02 * last)
         events = marked if panel.title == "losses" else []
         _mark_events(axis, events)
@@ -85,9 +59,9 @@ def split_attempts(lines: list[dict]) -> tuple[list[dict], list[list[dict]]]:
     return kept, abandoned
 
 
-def curve(lines: list[dict], name: str) -> Curve:
-    """Steps and values of the lines that hold `name`; what is no finite number is NaN, a gap."""
-    held = [(line["step"], line[name]) for line in lines if name in line]
+def curve(lines: list[dict], name: str, along: str = "step") -> Curve:
+    """Places along the axis and values of the lines that hold `name`; what is no finite number is NaN, a gap."""
+    held = [(line[along], line[name]) for line in lines if name in line]
     return [step for step, _ in held], [value if _is_finite(value) else math.nan for _, value in held]
 
 
@@ -114,28 +88,19 @@ def _without_peaks(values: list[float], times: float, least: float) -> tuple[flo
     return bulk[0] - air, bulk[-1] + air
 
 
-def read_scores(run: Path) -> list[dict]:
-    """Step and score of each checkpoint in best.json; none without the file or if it is damaged."""
-    try:
-        history = json.loads((run / BEST).read_text(encoding="utf-8"))["history"]
-        return [{"step": int(step), "score": value} for step, value in history]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 def _draw(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]) -> None:
     finite = _finite(panel, [line for lines in (kept, *abandoned) for line in lines])
     limits = view([value for values in finite.values() for value in values], panel.base > 0)
     for number, name in enumerate(panel.names):
         for lines in (*abandoned, kept) if finite[name] else ():
-            steps, values = curve(lines, name)
+            places, values = curve(lines, name, panel.along)
             look = {"linestyle": "--", "linewidth": 0.9, "alpha": 0.5} if lines is not kept else {"linewidth": 1.2}
             look |= {"label": name} if lines is kept else {}
             look |= {"marker": "."} if panel.points or _is_lonely(values) else {}
-            axis.plot(steps, _cut(values, limits), color=f"C{number}", **look)
+            axis.plot(places, _cut(values, limits), color=f"C{number}", **look)
     for lines in abandoned:
         axis.axvline(lines[-1]["step"], color="red", linewidth=0.6)
-    axis.set(title=panel.title, xlabel="step")
+    axis.set(title=panel.title, xlabel=panel.along)
     axis.grid(alpha=0.3)
     axis.locator_params(axis="x", nbins=6)
     if panel.base:
@@ -145,7 +110,7 @@ def _draw(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]) -> 
     if limits is not None:
         axis.set_ylim(limits)
         lowest, highest = (pick(pick(values) for values in finite.values() if values) for pick in (min, max))
-        axis.set_xlabel(f"step (peaks cut off: values from {lowest:.3g} to {highest:.3g})")
+        axis.set_xlabel(f"{panel.along} (peaks cut off: values from {lowest:.3g} to {highest:.3g})")
 
 
 def _mark_events(axis, events: list[dict]) -> None:
