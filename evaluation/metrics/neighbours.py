@@ -81,7 +81,8 @@ def authenticity(training: Tensor, fake: Tensor) -> float:
     check_features(training, fewest=2, metric="authenticity")
     found = nearest(fake, training)
     distance, index = found.distances[:, 0], found.indices[:, 0]
-    own = nearest(training[index], training, 2).distances[:, 1]  # the first is the picture itself, or its equal
+    chosen, which = index.unique(return_inverse=True)
+    own = nearest(training[chosen], training, 2).distances[which, 1]  # the first is the picture itself, or its equal
     return float(((distance > 0) & (distance >= own)).double().mean())
 
 
