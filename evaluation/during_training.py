@@ -9,7 +9,8 @@ import torch
 
 from evaluation.evaluator import FEWEST, Evaluator, Setting
 from evaluation.options import MeasureOptions
-from evaluation.scores import HIGHER, METRICS, named, parse_metrics
+from evaluation.run_scores.score_names import parse
+from evaluation.scores import METRICS, named, parse_metrics
 from evaluation.scoring import with_pictures
 from evaluation.sources.generated import generated_source
 from evaluation.sources.shard_pictures import shard_pictures
@@ -65,7 +66,7 @@ def score_name(config: TrainConfig) -> tuple[str, bool]:
         parse_metrics(config.metrics)
     if metric is None:
         return config.score, False
-    return named(config.score, metric, options_of(config)), config.score in HIGHER
+    return named(config.score, metric, options_of(config)), not parse(config.score).lower_is_better
 
 
 class TrainingEvaluator:

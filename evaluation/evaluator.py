@@ -99,22 +99,23 @@ class Evaluator:
     def _from_cache(self) -> Features:
         """On the main process."""
         found: Features = {}
-        if self.setting.processes.main and (fingerprint := self._fingerprint):
+        if self.setting.processes.main and self.setting.cache is not None:
             for extractor in self.extractors:
-                found |= self.setting.cache.load(fingerprint, extractor.key(), extractor.taps) or {}
+                found |= self.setting.cache.load(self._fingerprint, extractor.key(), extractor.taps) or {}
         return found
 
     def _to_cache(self, extractors: list[Extractor], features: Features) -> None:
-        fingerprint = self._fingerprint if self.setting.processes.main else None
-        if fingerprint and self.real.fingerprint() == fingerprint:  # else pictures were replaced meanwhile
-            for extractor in extractors:
-                kept = {tap: features[tap] for tap in extractor.taps}
-                self.setting.cache.store(fingerprint, extractor.key(), kept)
+        setting, fingerprint = self.setting, self._fingerprint
+        if not setting.processes.main or setting.cache is None or self.real.fingerprint() != fingerprint:
+            return  # the last: pictures were replaced meanwhile
+        for extractor in extractors:
+            kept = {tap: features[tap] for tap in extractor.taps}
+            setting.cache.store(fingerprint, extractor.key(), kept)
 
     @cached_property
     def _fingerprint(self) -> str | None:
-        """None: nothing is cached."""
-        return self.real.fingerprint() if self.setting.cache is not None else None
+        """None where a network draws the reference; asked on the main process only, for it reads all pictures."""
+        return self.real.fingerprint() if self.real is not None and self.setting.processes.main else None
 
     def _side(self, source: Source, features: Features) -> Side | None:
         if not self.setting.processes.main:
@@ -157,6 +158,7 @@ class Evaluator:
         real, setting = self.real, self.setting
         common = {
             "real": real.name if real else None,
+            "real_fingerprint": self._fingerprint,
             "fake": fake.name,
             "n_real": real.count if real else None,
             "n_fake": fake.count,

@@ -178,9 +178,6 @@ METRICS = {
     "joint_fd": Metric(joint_fd, ("joint_fd",), "clip", captions=True, real_captions=True),
     "memorisation": Metric(memorisation, ("authenticity", "nearest_distance")),
 }  # fmt: skip
-HIGHER = {"inception_score", "precision", "recall", "density", "coverage", "clip_score", "clip_score_hessel",
-          "mean_cosine", "r_precision", "diversity", "vendi", "authenticity", "nearest_distance"}  # fmt: skip
-"""Scores of which more is better; of all others less."""
 
 
 def parse_metrics(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from toolkit.config import TrainConfig
 from toolkit.errors import UserError
 
 PROTOCOL = {"real": "shards", "n_real": 1000, "n_fake": 1000, "resolution": "32x32", "captions_sha256": "ab",
-            "inception": {"layers": ["768"], "resize": "legacy", "weights_sha256": "cd", "device": "cpu"}}  # fmt: skip
+            "inception": {"feature_layers": ["768"], "resize": "legacy", "weights_sha256": "c", "device": "cpu"}}  # fmt: skip
 
 
 def write_run(
@@ -161,7 +161,7 @@ class TestRuns:
         )
 
     def test_what_does_not_change_the_numbers_may_differ(self, tmp_path, capsys):
-        inception = {**PROTOCOL["inception"], "device": "cuda:0", "layers": ["768", "2048"], "versions": {"torch": "3"}}
+        inception = {**PROTOCOL["inception"], "device": "cuda:0", "feature_layers": ["768", "2048"], "torch": "3"}
         one = write_run(tmp_path / "a", {"fid": 30.0}, protocol={"real_fingerprint": "77", "checkpoint": "x"})
         change = {
             "inception": inception,

@@ -54,7 +54,7 @@ def drawn(tmp_path_factory) -> Sides:
 
 @pytest.fixture
 def shallow(drawn) -> Sides:
-    """The clouds with a layer of full rank in seconds: scipy's root of a 2048 x 2048 matrix takes a minute."""
+    """The clouds by an early layer: scipy's root of a singular 2048 x 2048 matrix takes a minute."""
     return drawn._replace(layer=64)
 
 

@@ -4,7 +4,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from toolkit.devices import pick_device
 from toolkit.encoders.open_clip_encoder import OpenClipEncoder

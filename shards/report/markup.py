@@ -146,14 +146,17 @@ def figure(image: str, number: int, captions: tuple[str, ...]) -> str:
     )
 
 
-def document(title: str, body: list[str]) -> str:
-    """The whole page. The policy forbids scripts and the network, should anything ever slip through the escaping."""
+def document(title: str, body: list[str], style: str = "") -> str:
+    """The whole page, `style` being what it has of its own.
+
+    The policy forbids scripts and the network, should anything ever slip through the escaping.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )

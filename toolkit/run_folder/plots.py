@@ -24,7 +24,7 @@ def plot_training(run: Path) -> Path | None:
     points = [{PICTURES: one.images_seen / 1000} | one.scores for one in evaluated]
     data = {"step": lines + scores, PICTURES: points}
     panels = [*BEFORE_SCORES, scored, *evaluation_panels(evaluated), *AFTER_SCORES]
-    panels = [panel for panel in panels if lines and _has_data(panel, data[panel.along])]
+    panels = [panel for panel in panels if lines and has_data(panel, data[panel.along])]
     if not panels:
         return None
     from matplotlib.figure import Figure  # half a second of import, only when something is drawn
@@ -35,11 +35,11 @@ def plot_training(run: Path) -> Path | None:
     figure = Figure(figsize=(5 * columns, 3.75 * rows), layout="constrained")
     for number, panel in enumerate(panels, start=1):
         axis = figure.add_subplot(rows, columns, number)
-        _draw(axis, panel, *((kept + scores, abandoned) if panel.along == "step" else (points, [])))
+        draw_panel(axis, panel, *((kept + scores, abandoned) if panel.along == "step" else (points, [])))
         last = max(line[panel.along] for line in data[panel.along]) or 1
         axis.set_xlim(-0.02 * last, 1.02 * last)
         events = marked if panel.title == "losses" else []
-        _mark_events(axis, events)
+        mark_events(axis, events)
         axis.legend(fontsize=8, **({"loc": "upper right", "bbox_to_anchor": (1, 0.72)} if events else {"loc": "best"}))
     figure.suptitle(f"{run.name}, step {lines[-1]['step']:,}")
     staged = run / ".training_plots.png.tmp"
@@ -88,7 +88,7 @@ def _without_peaks(values: list[float], times: float, least: float) -> tuple[flo
     return bulk[0] - air, bulk[-1] + air
 
 
-def _draw(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]) -> None:
+def draw_panel(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]) -> None:
     finite = _finite(panel, [line for lines in (kept, *abandoned) for line in lines])
     limits = view([value for values in finite.values() for value in values], panel.base > 0)
     for number, name in enumerate(panel.names):
@@ -113,7 +113,7 @@ def _draw(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]) -> 
         axis.set_xlabel(f"{panel.along} (peaks cut off: values from {lowest:.3g} to {highest:.3g})")
 
 
-def _mark_events(axis, events: list[dict]) -> None:
+def mark_events(axis, events: list[dict]) -> None:
     """Triangles in a strip above the curves, each named unless the name would run into another; actions go first."""
     marked = [(level, event) for level in COLOURS for event in events if event["level"] == level]
     if not marked:
@@ -139,7 +139,7 @@ def _finite(panel: Panel, lines: list[dict]) -> dict[str, list[float]]:
     return {name: [line[name] for line in lines if drawable(line.get(name))] for name in panel.names}
 
 
-def _has_data(panel: Panel, lines: list[dict]) -> bool:
+def has_data(panel: Panel, lines: list[dict]) -> bool:
     return any(len(set(values)) > panel.if_varies for values in _finite(panel, lines).values())
 
 

@@ -1,0 +1,1 @@
+"""Runs against runs: seeds as error bars, and a verdict whether a difference exceeds the noise."""
