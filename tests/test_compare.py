@@ -18,7 +18,8 @@ from toolkit.config import TrainConfig
 from toolkit.errors import UserError
 
 PROTOCOL = {"real": "shards", "n_real": 1000, "n_fake": 1000, "resolution": "32x32", "captions_sha256": "ab",
-            "inception": {"feature_layers": ["768"], "resize": "legacy", "weights_sha256": "c", "device": "cpu"}}  # fmt: skip
+            "inception": {"feature_layers": ["768"], "resize": "legacy", "weights_sha256": "cd",
+                          "device": "cpu"}}  # fmt: skip
 
 
 def write_run(
