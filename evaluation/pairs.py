@@ -6,14 +6,11 @@ from PIL import Image
 from evaluation.sources.source import Source
 from toolkit.run_folder.captioned_grid import draw_captioned_grid
 
-SHOWN = 16
-
 
 def draw_pairs(nearest: list[dict], real: Source, fake: Source) -> Image.Image:
     """Rows of sample | nearest training picture | the sample's caption and the distance, nearest first."""
-    shown = nearest[:SHOWN]
     pictures, lines = [], []
-    for pair in shown:
+    for pair in nearest:
         sample, training = (
             source.draw(range(pair[key], pair[key] + 1)) for source, key in ((fake, "sample"), (real, "training"))
         )

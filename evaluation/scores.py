@@ -1,5 +1,6 @@
 """The metrics by name: what each needs, and the scores it gives from features and captions."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -133,8 +134,9 @@ def within_prompts(of: Evidence) -> Scores:
         if side is not None and side.captions is not None:
             by_prompt = diversity.within_prompts(side.features[of.tap], side.captions)
             found[name] = diversity.mean_diversity(by_prompt)
+            counts = Counter(side.captions)
             for caption, distance in by_prompt.items() if side is of.fake else ():
-                of.tell(caption, diversity=distance)
+                of.tell(caption, count=counts[caption], diversity=distance)
     return found
 
 
