@@ -28,7 +28,7 @@ Evaluate = Callable[[Trainer], dict | None]
 def check(config: TrainConfig, shards: ShardSet) -> None:
     """What can be said before anything is loaded. Raises UserError."""
     score_name(config)
-    count = min(config.eval_count, len(shards))
+    count = min(config.evaluation_count, len(shards))
     if count < FEWEST:
         raise UserError(
             f"an evaluation needs at least {FEWEST} pictures, here are {count}; pass --score swd and --eval_every 0"
@@ -99,9 +99,9 @@ class TrainingEvaluator:
         """The choice that `python -m evaluation --count` makes, so that it finds the same numbers; but damaged samples
         are passed over: what is drawn and scored must not end a run."""
         order = chosen(len(self.shards), None, self.config.seed)
-        whole_groups = -(-self.config.eval_count // GROUP) * GROUP
+        whole_groups = -(-self.config.evaluation_count // GROUP) * GROUP
         numbers = [n for n, _ in itertools.islice(sound_numbers(self.shards, order), whole_groups)]
-        self.real = shard_pictures(self.shards, self.config.data, sorted(numbers[: self.config.eval_count]))
+        self.real = shard_pictures(self.shards, self.config.data, sorted(numbers[: self.config.evaluation_count]))
         texts = [self.shards.read_texts(n) for n in numbers]
         self.captions = [one.captions[0] for one in texts]
         self.text = torch.stack([one.vectors[0] for one in texts])

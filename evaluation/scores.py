@@ -90,7 +90,7 @@ def extrapolated(of: Evidence) -> Scores:
 
 
 def kid(of: Evidence) -> Scores:
-    found = kernel_distance(of.real.features[of.tap], of.fake.features[of.tap])
+    found = kernel_distance(of.fake.features[of.tap], of.real.features[of.tap])  # in torch-fidelity's order
     of.details["kid"] = {"subsets": found.subsets, "subset_size": found.subset_size, "interval": "95 %"}
     return {"kid": found.mean, "kid_std": found.std, "kid_low": found.low, "kid_high": found.high}
 

@@ -271,8 +271,8 @@ def test_an_evaluation_is_bounded_by_what_the_other_processes_wait():
 
 def test_an_old_config_evaluates_as_many_pictures_as_it_scored():
     old = TrainConfig(score="fid", score_count=500).with_numbers()
-    assert (old.eval_count, old.evaluation_steps, old.evaluates) == (500, old.ckpt_every, True)
-    assert TrainConfig(score_count=500, eval_count=70).with_numbers().eval_count == 70
+    assert (old.evaluation_count, old.evaluation_steps, old.evaluates) == (500, old.ckpt_every, True)
+    assert TrainConfig(score_count=500, eval_count=70).evaluation_count == 70
     assert not TrainConfig().evaluates and TrainConfig(eval_every=7, score="fid").evaluation_steps == 7
 
 

@@ -216,9 +216,8 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
         return _names(self.track)
 
     def with_numbers(self) -> "TrainConfig":
-        """The same with batch 'auto' and the default of eval_count spelled out."""
-        numbers = {"batch": 32, "batch_gpu": "auto"} if self.batch == "auto" else {}
-        return replace(self, eval_count=self.eval_count or self.score_count, **numbers)
+        """The same with batch 'auto' spelled out."""
+        return self if self.batch != "auto" else replace(self, batch=32, batch_gpu="auto")
 
     @property
     def evaluation_steps(self) -> int:

@@ -36,6 +36,11 @@ class ScoreOptions:
         return self.score not in ("none", "swd")
 
     @property
+    def evaluation_count(self) -> int:
+        """Pictures per evaluation."""
+        return self.eval_count or self.score_count
+
+    @property
     def evaluates(self) -> bool:
         return self.eval_every > 0 or self.scored_by_evaluation
 

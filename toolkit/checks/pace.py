@@ -41,7 +41,7 @@ class Pace(NamedTuple):
         checkpoints, samples = (steps // every + 1 for every in (config.ckpt_every, config.sample_every))
         scored = checkpoints * config.score_count if config.score == "swd" else 0
         if config.evaluates:
-            scored += (steps // config.evaluation_steps + 1) * (config.eval_count or config.score_count)
+            scored += (steps // config.evaluation_steps + 1) * config.evaluation_count
         drawn = self.picture * (samples * config.n_sample + scored)
         return steps * step + drawn + checkpoints * checkpoint_seconds
 
