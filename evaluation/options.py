@@ -98,3 +98,7 @@ class EvaluationOptions(MeasureOptions, ReferenceOptions, FakeOptions):
     out: Path | None = None
     """File for the report (.json; the pairs of --metrics memorisation go beside it), a folder for several; default:
     standard output alone. RUN/evaluations is where `python -m evaluation.report` looks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.fake) and all(self.fake), "fake", self.fake, "one or more paths or addresses")

@@ -176,6 +176,12 @@ def test_several_sources_in_a_row(means, shards, tmp_path, capsys):
         main(parse(EvaluationOptions, listed([*arguments, "--out", "x.json"])))
 
 
+def test_no_source_is_an_error():
+    for empty in (["--fake"], ["--fake", ""]):
+        with pytest.raises(UserError, match="fake is .* one or more paths"):
+            parse(EvaluationOptions, listed(empty))
+
+
 def evaluate(processes: int, batch: int, run: Path, shards: Path, weights: Path, cache: Path) -> dict:
     """Of a fresh command, as a user starts it."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
