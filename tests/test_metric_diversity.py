@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from evaluation.metrics import diversity
-from evaluation.metrics.diversity import diversity_ratio, mean_diversity, vendi_score, within_prompts
+from evaluation.metrics.diversity import mean_diversity, vendi_score, within_prompts
 from toolkit.errors import UserError
 
 
@@ -33,8 +33,6 @@ def test_collapse_of_one_prompt_is_seen_at_that_prompt():
 
 def test_what_has_no_pairs_has_no_diversity():
     assert within_prompts(draw(3, 2, 2), [0, 1, 2]) == {} and mean_diversity({}) is None
-    assert diversity_ratio(2.0, 4.0) == 0.5
-    assert diversity_ratio(2.0, 0.0) is diversity_ratio(None, 1.0) is diversity_ratio(1.0, None) is None
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 30), (30, 12)])

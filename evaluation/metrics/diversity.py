@@ -31,11 +31,6 @@ def mean_diversity(by_prompt: dict[str | int, float]) -> float | None:
     return sum(by_prompt.values()) / len(by_prompt) if by_prompt else None
 
 
-def diversity_ratio(fake: float | None, real: float | None) -> float | None:
-    """Diversity of the fake pictures over that of the real ones; None where either is missing or the real one is 0."""
-    return None if fake is None or not real else fake / real
-
-
 def vendi_score(features: Tensor) -> float:
     """How many different pictures the set amounts to: 1 (all alike) to min(N, C).
 
