@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,12 +158,16 @@ def test_signals_end_it_in_order(tmp_path: Path, sent: int, code: int, line: str
     """To the whole group, as a terminal and SLURM send them, while workers start and while they work."""
     folder, out = paint(tmp_path / "in", range(400)), tmp_path / "out"
     for awaited in ("plan.jsonl", "shard-*.json"):
-        process = start(folder, out, "--workers=2")
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob(f".out.building/{awaited}")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.killpg(process.pid, sent)
-        _, err = process.communicate(timeout=60)
+        for _ in range(5):
+            process = start(folder, out, "--workers=2")
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob(f".out.building/{awaited}")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.killpg(process.pid, sent)
+            _, err = process.communicate(timeout=60)
+            if not out.exists():
+                break
+            shutil.rmtree(out)  # on a busy machine all was done before this process came to send
         assert (process.returncode, err) == (code, line)
         assert not out.exists() and ends(process.pid)
     finish(start(folder, out, "--workers=2"))
