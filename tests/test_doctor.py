@@ -1,5 +1,6 @@
 """The doctor: what it says of sound and of broken set-ups, that it leaves no trace, and the arithmetic of its times."""
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -14,8 +15,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.conftest import REPOSITORY
+from tests.running import lone_trainer
 from toolkit import doctor
 from toolkit.checks import checkup
+from toolkit.checks import pace as pace_module
 from toolkit.checks.checkup import FAIL, OK, WARN, Report, check_encoder, check_machine, check_memory, checkpoint_bytes
 from toolkit.checks.pace import Pace
 from toolkit.config import TrainConfig
@@ -347,3 +350,18 @@ def test_a_command_that_started_from_another_run_is_judged_by_where_it_has_got_t
     own = tmp_path / "run" / other.name
     shutil.copytree(other, own)
     assert doctor.find_start(Report(False), config) == own
+
+
+@pytest.mark.parametrize("mode", ["no", "default"])
+def test_compiling_is_not_taken_for_a_step(shard_folder, monkeypatch, mode):
+    """The first two steps, one of each kind, take minutes when they are compiled."""
+    one, asked = lone_trainer(shard_folder, r1_interval=16), []
+    one.config = dataclasses.replace(one.config, compile=mode)
+
+    def seconds(trainer, number):
+        asked.append(number)
+        return 100.0 if mode != "no" and len(asked) <= 2 else 1.0 + (number == 0)
+
+    monkeypatch.setattr(pace_module, "_step", seconds)
+    found = pace_module.measure(one)
+    assert (found.step, found.penalised) == (1.0, 2.0)

@@ -189,3 +189,32 @@ def test_synchronised_batch_norm_over_two_gpus_is_that_of_the_whole_batch(shard_
     for name, value in expected.items():
         torch.testing.assert_close(two[0][name], two[1][name], rtol=0, atol=0)
         torch.testing.assert_close(two[0][name], value.cpu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_steps_are_the_eager_ones(shard_folder, mode, capsys):
+    """In bf16, every other step with R1, through warm-up and replays; nothing has fallen back to eager."""
+    torch._dynamo.reset()
+    options = {"r1_interval": 2, "d_scales": 1, "lr_g": 1e-6, "lr_d": 1e-6}
+    eager, other = on_gpu(shard_folder, "bf16", **options), on_gpu(shard_folder, "bf16", compile=mode, **options)
+    for _ in range(8):
+        expected, found = eager.step(), other.step()
+        assert found.keys() == expected.keys()
+        for name in ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g"):
+            assert found[name].item() == pytest.approx(expected[name].item(), rel=0.05, abs=0.05), name
+        if "r1" in expected:
+            assert found["r1"].item() == pytest.approx(expected["r1"].item(), rel=1e-2)
+    assert "without torch.compile" not in capsys.readouterr().err
+
+
+def test_no_step_waits_for_the_gpu(shard_folder):
+    """But for the fetching of pictures and fp16's one question whether gradients overflowed."""
+    one = on_gpu(shard_folder, "bf16", resident=True)
+    for _ in range(3):
+        one.step()
+    one.fetch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

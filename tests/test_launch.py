@@ -96,7 +96,11 @@ def test_processes_that_each_believe_to_be_alone_are_refused(shard_folder, tmp_p
         ("ACCELERATE_USE_FSDP", "true", "FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "torch.compile cannot differentiate R1 twice"),
+        (
+            "ACCELERATE_DYNAMO_BACKEND",
+            "INDUCTOR",
+            "which R1 cannot differentiate twice; launch with --dynamo_backend no and train with --compile default",
+        ),
     ],
 )
 def test_back_ends_that_cannot_train_two_networks_are_refused_in_one_line(monkeypatch, variable, value, words):

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from toolkit.config import ModelConfig
-from toolkit.networks.layers import power_iteration
-from toolkit.networks.models import Discriminator, Generator
+from toolkit.networks.models import Discriminator, Generator, Look
+from toolkit.networks.spectral_norm import SpectralLayer
 
 
 def tiny(**options) -> ModelConfig:
@@ -34,7 +33,7 @@ def test_generator_shape_and_range(resolution, norm):
 def test_discriminator_gives_a_logit_per_picture_and_scale(resolution, scales):
     config = tiny(resolution=resolution, d_scales=scales)
     _, text, images = inputs(config)
-    verdict = Discriminator(config)(images, text, text.flip(0))
+    (verdict,) = Discriminator(config)(Look(images, text, text.flip(0)))
     assert verdict.logits.shape == verdict.mismatched.shape == (3, scales)
     torch.testing.assert_close(verdict.logits[1], verdict.mismatched[1])  # row 1 keeps its own caption in the flip
     assert (verdict.logits[0] - verdict.mismatched[0]).abs().min() > 0
@@ -60,21 +59,35 @@ def test_every_discriminator_weight_has_spectral_norm_at_most_one():
     """Largest singular value by full SVD, after the power iteration has settled; every conv and linear layer."""
     config = tiny()
     D = Discriminator(config)
-    for _ in range(150):
-        power_iteration(D)
+    D.iterate(150)
+    D.norms.normalise()
     layers = [module for module in D.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert len(layers) > 10 and all(parametrize.is_parametrized(layer, "weight") for layer in layers)
-    norms = torch.stack([torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2) for layer in layers])
+    assert len(layers) > 10 and all(isinstance(layer, SpectralLayer) for layer in layers)
+    norms = torch.stack([torch.linalg.matrix_norm(layer.normalised.flatten(1), ord=2) for layer in layers])
     assert norms.max() < 1.03 and norms.min() > 0.97
 
 
 def test_r1_leaves_autocast_from_within():
-    """Under bf16 autocast the logits are coarse; with fp32=True they equal the fp32 ones."""
+    """Under bf16 autocast the logits are coarse; those of penalised pictures equal the fp32 ones."""
     config = tiny()
     D = Discriminator(config).eval()
     _, text, images = inputs(config)
-    plain = D(images, text).logits
+    plain = D(Look(images, text))[0].logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        coarse, exact = D(images, text).logits, D(images, text, fp32=True).logits
+        coarse, exact = (D(Look(images, text, penalised=penalised))[0].logits for penalised in (False, True))
     torch.testing.assert_close(exact, plain)
     assert exact.dtype == torch.float32 and (coarse.float() - plain).abs().max() > 1e-4
+
+
+def test_looks_judged_together_are_judged_as_apart():
+    config = tiny()
+    D, (_, text, images) = Discriminator(config), inputs(config)
+    looks = [Look(images, text, text.flip(0)), Look(images[:2] / 2, text[1:])]
+    together = D(*looks)
+    for verdict, look in zip(together, looks, strict=True):
+        (alone,) = D(look)
+        torch.testing.assert_close(verdict.logits, alone.logits, rtol=1e-5, atol=1e-5)
+        assert (verdict.mismatched is None) == (look.mismatched is None)
+    torch.testing.assert_close(together[0].mismatched, D(looks[0])[0].mismatched, rtol=1e-5, atol=1e-5)
+    (kept, _) = D(looks[0]._replace(features=True), looks[1])
+    assert len(kept.features) == sum(len(scale.blocks) for scale in D.scales) and len(kept.features[0]) == 3

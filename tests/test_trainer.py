@@ -19,7 +19,7 @@ from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
 from toolkit.networks.losses import gradient_penalty
-from toolkit.networks.models import Verdict
+from toolkit.networks.models import Look, Verdict
 from toolkit.run_folder.checkpoint import newest_valid
 from toolkit.run_folder.records import read_log
 from toolkit.trainer import Trainer, frozen
@@ -36,6 +36,12 @@ def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def distance(a: dict, b: dict) -> float:
     return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
+
+
+def stand_still(one: Trainer) -> None:
+    """Adam's first step is lr by the gradient's sign: where that is rounding noise, D would differ for G."""
+    for group in one.phases["D"].optimizer.param_groups:
+        group["lr"] = 0.0
 
 
 def test_a_step_moves_both_networks_and_the_average(shard_folder):
@@ -67,20 +73,41 @@ def test_the_g_phase_leaves_d_alone_and_d_is_thawed_even_after_an_error(shard_fo
     assert all(torch.equal(before[name], value) for name, value in one.D.named_parameters())
 
 
+def double(value):
+    """Floating tensors of a tensor, a tuple of them or a tuple of such tuples in float64."""
+    if isinstance(value, tuple):
+        return type(value)(*(double(part) for part in value))
+    return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+def in_double_precision(one: Trainer) -> Trainer:
+    """In float32, convolutions of another batch size round otherwise on some processors: now and then that puts a
+    value on the other side of a ReLU's kink, and the gradient's norm moved by 2e-4."""
+    for network in (one.G, one.D, one.ema.module):
+        network.double()
+    inputs = one.inputs
+    one.inputs = lambda *arguments, **named: double(inputs(*arguments, **named))
+    return one
+
+
 def test_accumulation_equals_the_whole_batch(shard_folder):
     """Gradients of D and G from 4 micro-batches of 2 against one of 8, R1 and mismatched captions included."""
     norms = []
     for batch_gpu in (None, 2):
-        one = trainer(shard_folder, batch_gpu=batch_gpu)
+        one = in_double_precision(trainer(shard_folder, batch_gpu=batch_gpu))
+        stand_still(one)
         stats = one.step()
         norms.append((stats["grad_norm_d"].item(), stats["grad_norm_g"].item()))
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
 def test_logged_scalars_do_not_depend_on_the_micro_batches(shard_folder):
-    whole, parts = (trainer(shard_folder, batch_gpu=batch_gpu).step() for batch_gpu in (None, 2))
+    ones = [in_double_precision(trainer(shard_folder, batch_gpu=batch_gpu)) for batch_gpu in (None, 2)]
+    for one in ones:
+        stand_still(one)
+    whole, parts = (one.step() for one in ones)
     for name in ("loss_d", "loss_g", "loss_mismatch", "logit_real", "logit_fake", "r1"):
-        assert whole[name].item() == pytest.approx(parts[name].item(), rel=1e-4, abs=1e-6), name
+        assert whole[name].item() == pytest.approx(parts[name].item(), rel=1e-6, abs=1e-9), name
 
 
 def test_an_overflow_moves_nothing_and_logs_no_infinite_norm(shard_folder):
@@ -120,8 +147,9 @@ def test_bf16_stays_close_to_fp32_and_r1_is_exact(shard_folder):
 @pytest.mark.dist
 def test_gradients_of_two_processes_equal_those_of_one(shard_folder, tmp_path):
     """Same global batch, same draws, R1 included. With beta1 = 0 Adam's first moment is the last gradient itself."""
-    run_training(shard_folder, tmp_path / "one", "--iters", "1")
-    run_training(shard_folder, tmp_path / "two", "--iters", "1", "--batch_gpu", "2", processes=2)
+    still = ("--lr_d", "1e-9")  # see `stand_still`
+    run_training(shard_folder, tmp_path / "one", "--iters", "1", *still)
+    run_training(shard_folder, tmp_path / "two", "--iters", "1", "--batch_gpu", "2", *still, processes=2)
     one, two = (load_file(tmp_path / run / "ckpt_0000001" / "optimizers.safetensors") for run in ("one", "two"))
     for network in ("D", "G"):
         names = [name for name in one if name.startswith(f"{network}.") and name.endswith(".exp_avg")]
@@ -206,7 +234,8 @@ def test_penalties_under_bf16_are_those_of_fp32_and_d_never_leaves_it(shard_fold
         seen = kinds.setdefault(precision, [])
         layers = [layer for layer in one.D.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
         hooks = [layer.register_forward_hook(lambda _, __, out, s=seen: s.append(out.dtype)) for layer in layers]
-        value = gradient_penalty(one.D(images, batch.text, fp32=True).logits, images).mean()
+        (verdict,) = one.D(Look(images, batch.text, penalised=True))
+        value = gradient_penalty(verdict.logits, images).mean()
         gradient = torch.autograd.grad(value, [p for p in one.D.parameters()], allow_unused=True)
         found.append([value, *(g for g in gradient if g is not None)])
         assert set(seen) == {torch.float32} and len(seen) >= len(layers)
@@ -227,11 +256,11 @@ def test_r1_of_a_linear_d_is_half_its_squared_weights(shard_folder):
     one = lone_trainer(shard_folder, r1_penalty=3.0, r1_interval=4, mismatch_weight=0.0)
     w = torch.randn(3 * 16 * 16, generator=torch.Generator().manual_seed(0)) / 10
 
-    def linear(images, text, mismatched=None, fp32=False):
-        logits = (images.flatten(1) @ w)[:, None].expand(-1, 2)
-        return Verdict(logits, logits, ())
+    def linear(*looks):
+        logits = [(look.images.flatten(1) @ w)[:, None].expand(-1, 2) for look in looks]
+        return tuple(Verdict(found, found, ()) for found in logits)
 
-    one.D = linear
+    one.objective.D = linear
     batch = next_batch(one)
     losses = [one.discriminator_loss(batch, StepDraws(0, 8, 0, 0)) for one.step_number in (0, 1)]
     r1 = w.square().sum().item() / 2

@@ -13,19 +13,16 @@ from toolkit.adaptive import Adaptive
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch, ShardDataset
 from toolkit.data.feed import Feed
-from toolkit.data.images import to_float
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.networks import diffaug, losses
+from toolkit.networks import diffaug
 from toolkit.networks.ema import EMA
-from toolkit.networks.layers import power_iteration
-from toolkit.networks.models import Discriminator, Generator, Verdict
+from toolkit.networks.models import Discriminator, Generator
 from toolkit.networks.perceptual import PerceptualDistance
+from toolkit.objective import Inputs, Objective, Scalars
 from toolkit.phase import Phase
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.snapshot import restore_snapshot
-
-Scalars = dict[str, Tensor]
 
 
 class Trainer:
@@ -47,7 +44,10 @@ class Trainer:
         self.broken = torch.zeros((), device=self.device)
         self.phases = {"G": self._phase(self.G, config.lr_g), "D": self._phase(self.D, config.lr_d)}
         weights = Path(config.perceptual_weights) if config.perceptual_weights else None
-        self.perceptual = PerceptualDistance(weights).to(self.device) if config.perceptual else None
+        perceptual = PerceptualDistance(weights).to(self.device) if config.perceptual else None
+        self.objective = Objective(config, self.G, self.D, perceptual)
+        if config.compile != "no":
+            self.objective.compile(config.compile)
         self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)
         scaler = accelerator.scaler
         self.first_scale = None if scaler is None else scaler.state_dict()
@@ -113,9 +113,9 @@ class Trainer:
         replaced = (self.feed.bad - bad) / (self.feed.read - read)
         stats = {"bad_samples": torch.full((), replaced, device=self.device)}
         for k, micro_batches in enumerate(ready):
-            power_iteration(self.D)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
             stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)
+            self.unwrap(self.D).iterate()
             if "grad_norm_d" in stats:
                 self._adapt(stats)
             self.position += self.config.batch
@@ -136,76 +136,45 @@ class Trainer:
         for batch in micro_batches:
             with phase.accumulating(last=batch is micro_batches[-1]):
                 loss, found = loss_of(batch, noise)
-                phase.backward(loss / self.parts)
-            stats = {key: stats.get(key, 0) + value.detach() / self.parts for key, value in found.items()}
+                phase.backward(loss if self.parts == 1 else loss / self.parts)
+            stats = {key: stats[key] + value.detach() if stats else value.detach() for key, value in found.items()}
+        if self.parts > 1:
+            stats = {key: value / self.parts for key, value in stats.items()}
         result = phase.step()
         return stats if result.skipped else stats | {f"grad_norm_{name.lower()}": result.gradient_norm}
 
     def discriminator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
-        """Adversarial and mismatched-caption terms on augmented pictures; every `r1_interval` steps R1 and R2 in the
-        same graph."""
+        """D's objective on one micro-batch; every `r1_interval` steps with R1 and R2."""
         config = self.config
-        penalised = self.step_number % config.r1_interval == 0
-        r1_now, r2_now = penalised and config.r1_penalty > 0, penalised and config.r2_penalty > 0
-        with torch.no_grad():
-            fake = self.augment(self.G(self.z("z for D", batch, noise), batch.text), "augment fake", batch, noise)
-        real = self.augment(to_float(batch.pictures), "augment real", batch, noise)
-        # Two forwards, one backward: alone, each can leave half precision when a penalty differentiates it twice.
-        on_real = self.D(real.requires_grad_(r1_now), batch.text, batch.mismatched, fp32=r1_now)
-        on_fake = self.D(fake.requires_grad_(r2_now), batch.text, fp32=r2_now)
-        adversarial = losses.discriminator_loss(on_real.logits, on_fake.logits, config.loss)
-        mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss) * batch.differs
-        loss = (adversarial + config.mismatch_weight * mismatch).mean()
-        stats = {"loss_d": adversarial.mean(), "loss_mismatch": mismatch.mean()} | _logit_statistics(on_real, on_fake)
-        scale = self.penalty_scale() * config.r1_interval
-        if r1_now:
-            stats["r1"] = losses.gradient_penalty(on_real.logits, real).mean()
-            loss = loss + config.r1_penalty * scale * stats["r1"]
-        if r2_now:
-            stats["r2"] = losses.gradient_penalty(on_fake.logits, fake).mean()
-            loss = loss + config.r2_penalty * scale * stats["r2"]
-        if config.lecam:
-            anchors = self.adaptive.anchors.to(self.device)
-            stats["lecam"] = losses.lecam_penalty(on_real.logits, on_fake.logits, tuple(anchors)).mean()
-            loss = loss + config.lecam * stats["lecam"]
-        return loss, stats
+        scale = 0.0 if self.step_number % config.r1_interval else self.penalty_scale() * config.r1_interval
+        anchors = self.adaptive.anchors.to(self.device) if config.lecam else None
+        inputs = self.inputs(batch, noise, "z for D", "augment fake", shows_real=True)
+        return self.objective.discriminator(inputs, scale * config.r1_penalty, scale * config.r2_penalty, anchors)
 
     def generator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
-        """Adversarial term on augmented pictures, and the options: feature matching, perceptual distance."""
-        config = self.config
-        fake = self.G(self.z("z for G", batch, noise), batch.text)
-        matching = config.feature_matching > 0
-        on_fake = self.D(self.augment(fake, "augment for G", batch, noise), batch.text, features=matching)
-        on_real = None
-        if matching or config.loss == "relativistic":
-            with torch.no_grad():
-                real = self.augment(to_float(batch.pictures), "augment real", batch, noise)
-                on_real = self.D(real, batch.text, features=matching)
-        loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss).mean()
-        stats = {"loss_g": loss}
-        if matching:
-            stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
-            loss = loss + config.feature_matching * stats["feature_matching"]
-        if self.perceptual:
-            stats["perceptual"] = self.perceptual(fake, to_float(batch.pictures)).mean()
-            loss = loss + config.perceptual * stats["perceptual"]
-        return loss, stats
+        """G's objective on one micro-batch."""
+        inputs = self.inputs(batch, noise, "z for G", "augment for G", self.objective.shows_real)
+        return self.objective.generator(inputs)
 
-    def z(self, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
-        """[N, z_dim] for these rows of the global batch."""
-        return self._moved(noise.normal(purpose, batch.rows, self.config.z_dim))
+    def inputs(self, batch: Batch, noise: draws.StepDraws, z: str, fake: str, shows_real: bool) -> Inputs:
+        """The micro-batch with its random numbers, drawn for the purposes `z` and `fake` (and 'augment real')."""
+        drawn = [noise.normal(z, batch.rows, self.config.z_dim), self._for_augment(fake, batch, noise)]
+        if shows_real:
+            drawn.append(self._for_augment("augment real", batch, noise))
+        first, *numbers = self._moved(torch.cat(drawn, dim=1)).split([columns.shape[1] for columns in drawn], dim=1)
+        for_fake, *for_real = (diffaug.Numbers.read(columns, self.config.diffaug_names) for columns in numbers)
+        return Inputs(*batch[:4], first, for_real[0] if for_real else None, for_fake)
 
-    def augment(self, images: Tensor, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
+    def _for_augment(self, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
         names, p = self.config.diffaug_names, self.adaptive.augment_p
-        u = self._moved(noise.uniform(purpose, batch.rows, diffaug.parameter_count(names)))
-        applied = None
-        if p < 1:
-            applied = self._moved(noise.uniform(f"{purpose}?", batch.rows, len(names))) < p
-        return diffaug.augment(images, names, u, applied)
+        u = noise.uniform(purpose, batch.rows, diffaug.parameter_count(names))
+        if p >= 1:
+            return u
+        return torch.cat([u, noise.uniform(f"{purpose}?", batch.rows, len(names)) < p], dim=1)
 
     def _moved(self, numbers: Tensor) -> Tensor:
-        """On the device, without waiting for what it is doing."""
-        return numbers.to(self.device, non_blocking=True)
+        """On the device, from pinned memory: without waiting for what it is doing."""
+        return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers
 
     def close(self) -> None:
         """Stop the data workers; the next step starts them again at `position`."""
@@ -241,16 +210,6 @@ class Trainer:
         config = self.config
         optimizer = torch.optim.Adam(network.parameters(), lr, betas=(config.beta1, config.beta2), fused=True)
         return Phase(self.accelerator, network, optimizer, config.grad_clip, self.broken)
-
-
-def _logit_statistics(on_real: Verdict, on_fake: Verdict) -> Scalars:
-    return {
-        "logit_real": on_real.logits.mean(),
-        "logit_fake": on_fake.logits.mean(),
-        "logit_mismatched": on_real.mismatched.mean(),
-        "real_sign": on_real.logits.sign().mean(),
-        "fake_sign": on_fake.logits.sign().mean(),
-    }
 
 
 def _synchronised(G: Generator, config: TrainConfig, accelerator: Accelerator) -> nn.Module:

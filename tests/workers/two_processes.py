@@ -121,12 +121,11 @@ class Scenarios:
 
     def nan_on_one_rank(self) -> None:
         run = self.run("nan", iters=20, on_divergence="stop")
-        trainer, augment, step = run.trainer, run.trainer.augment, run.trainer.step
+        trainer, shown, step = run.trainer, run.trainer.objective.shown, run.trainer.step
 
-        def poisoned(images, purpose, batch, noise):
-            images = augment(images, purpose, batch, noise)
-            here = trainer.step_number == 6 and self.rank == 1 and purpose == "augment real"
-            return images * float("nan") if here else images
+        def poisoned(inputs):
+            real, fake = shown(inputs)
+            return (real * float("nan"), fake) if trainer.step_number == 6 and self.rank == 1 else (real, fake)
 
         def remembering():
             if trainer.step_number == 6:
@@ -134,7 +133,7 @@ class Scenarios:
                 self.before = {n: {k: v.clone() for k, v in state.items()} for n, state in self.before.items()}
             return step()
 
-        trainer.augment, trainer.step = poisoned, remembering
+        trainer.objective.shown, trainer.step = poisoned, remembering
         self.facts["nan"] = self.failure(run)
         self.facts["nan step"] = trainer.step_number
         self.facts["nan moved"] = [

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.config import TrainConfig
 from toolkit.networks import diffaug, losses
-from toolkit.networks.models import Discriminator, Generator
+from toolkit.networks.models import Discriminator, Generator, Look
 from toolkit.networks.perceptual import LAYERS
 
 GIB = 2**30
@@ -150,23 +150,25 @@ class _Rehearsal:
 
     def d_loss(self, pictures: int) -> Tensor:
         config, text = self.config, self._text(pictures)
-        real, fake = (torch.zeros(pictures, 3, config.resolution, config.resolution) for _ in range(2))
-        verdicts, penalty = [], torch.zeros(())
-        for images, weight, second in ((real, config.r1_penalty, text), (fake, config.r2_penalty, None)):
-            images.requires_grad_(weight > 0)
-            with self.autocast():
-                verdict = self.D(images, text, second, fp32=weight > 0)
-            verdicts.append(verdict.logits.float())
-            if weight:
-                penalty = penalty + losses.gradient_penalty(verdicts[-1], images).mean()
-        return losses.discriminator_loss(*verdicts, config.loss).mean() + penalty
+        both = torch.zeros(2 * pictures, 3, config.resolution, config.resolution).chunk(2)  # augmented together
+        looks = [
+            Look(images, text, second, penalised=weight > 0)
+            for images, second, weight in zip(both, (text, None), (config.r1_penalty, config.r2_penalty), strict=True)
+        ]
+        for look in looks:
+            look.images.requires_grad_(look.penalised)
+        with self.autocast():
+            logits = [verdict.logits.float() for verdict in self.D(*looks)]
+        pairs = [(found, look.images) for found, look in zip(logits, looks, strict=True) if look.penalised]
+        penalty = sum((losses.gradient_penalty(*pair).mean() for pair in pairs), torch.zeros(()))
+        return losses.discriminator_loss(*logits, config.loss).mean() + penalty
 
     def g_loss(self, pictures: int) -> Tensor:
         config, text = self.config, self._text(pictures)
         self.D.requires_grad_(False)
         with self.autocast():
             fake = self.G(torch.zeros(pictures, config.z_dim), text).float()
-            verdict = self.D(self._augmented(fake), text, features=config.feature_matching > 0)
+            (verdict,) = self.D(Look(self._augmented(fake), text, features=config.feature_matching > 0))
         loss = losses.generator_loss(verdict.logits.float(), verdict.logits.detach().float(), config.loss).mean()
         if config.feature_matching:
             features = tuple(map.float() for map in verdict.features)

@@ -51,6 +51,8 @@ def measure(trainer: Trainer) -> Pace:
     config = trainer.config
     loading = _loading(trainer)
     lazy = config.r1_interval > 1 and (config.r1_penalty or config.r2_penalty)
+    if config.compile != "no":  # the first step of each kind is spent on compiling it
+        _step(trainer, 0), _step(trainer, 1)
     first, second = _step(trainer, 0), _step(trainer, 1)
     if _slowest(trainer, first) > SLOW:
         step, penalised = second, first if lazy else second

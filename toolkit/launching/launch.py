@@ -109,7 +109,10 @@ def _refuse_unsupported(accelerator: Accelerator) -> None:
     if accelerator.distributed_type not in SUPPORTED:
         raise UserError(f"{accelerator.distributed_type.value} {ONE_NETWORK}")
     if str(accelerator.state.dynamo_plugin.backend.value).upper() != "NO":
-        raise UserError("torch.compile cannot differentiate R1 twice; launch with --dynamo_backend no")
+        raise UserError(
+            "Accelerate would compile D alone, which R1 cannot differentiate twice; launch with --dynamo_backend no "
+            "and train with --compile default"
+        )
     if accelerator.num_processes == 1 and _asked_of_accelerate() > 1:
         raise UserError(
             "accelerate launch --cpu starts one process whatever --num_processes says; for several on CPUs launch with "

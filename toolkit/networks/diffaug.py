@@ -4,12 +4,29 @@ Each function takes images [N, 3, H, W] in [-1, 1] and its uniform numbers u [N,
 `toolkit.draws`, so that they do not depend on the process. All are differentiable twice with respect to the images.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 TRANSLATION, CUTOUT = 1 / 8, 1 / 2
 """Largest shift, and side of the cut-out square, as shares of the picture's side (the paper's values)."""
+
+
+class Numbers(NamedTuple):
+    """What decides one augmentation of N pictures."""
+
+    u: Tensor
+    """[N, parameter_count(names)] in [0, 1)."""
+    applied: Tensor | None
+    """bool [N, len(names)]: which pictures each transform changes; None: all."""
+
+    @classmethod
+    def read(cls, columns: Tensor, names: tuple[str, ...]) -> "Numbers":
+        """From float [N, parameter_count(names)], or with a column of 0 or 1 for each transform behind these."""
+        count = parameter_count(names)
+        return cls(columns[:, :count], columns[:, count:] > 0 if columns.shape[1] > count else None)
 
 
 def parameter_count(names: tuple[str, ...]) -> int:
@@ -43,11 +60,11 @@ def translation(x: Tensor, u: Tensor) -> Tensor:
     size = x.shape[-1]
     most = round(size * TRANSLATION)
     shift = (u * (2 * most + 1)).floor().long()  # 0 .. 2 * most, where `most` is no shift
-    rows, columns = (torch.arange(size, device=x.device) + shift[:, k, None] for k in (0, 1))
+    rows, columns = (torch.arange(size, device=x.device) + shift[:, :, None]).unbind(1)
     padded = F.pad(x, [most] * 4)
-    sample = torch.arange(len(x), device=x.device)[:, None, None, None]
-    channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    # Two gathers, not one index: the backward pass of indexing sorts all indices on a GPU.
+    shifted = padded.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, padded.shape[3]))
+    return shifted.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], size, -1))
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two networks. They know no device, process, autocast region (but `fp32`) or augmentation."""
+"""The two networks. They know no device, process, autocast region (but that of R1) or augmentation."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.config import ModelConfig
-from toolkit.networks.layers import ConditionalNorm, DownBlock, UpBlock, hold_spectral_norms, spectral_linear
+from toolkit.networks.layers import ConditionalNorm, DownBlock, UpBlock, affines, identity_of
+from toolkit.networks.spectral_norm import FIRST_ITERATIONS, SpectralLinear, SpectralNorms
 
 TEXT_WIDTH = 256
 """Width of the text features inside G and D, whatever the width of the embedding."""
@@ -36,18 +37,39 @@ class Generator(nn.Module):
         )
         self.norm = ConditionalNorm(widths[-1], TEXT_WIDTH, config.g_norm)
         self.to_rgb = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.register_buffer("identity", identity_of(self.norms()), persistent=False)
 
     def forward(self, z: Tensor, text: Tensor) -> Tensor:
         """z [N, z_dim] normal, text [N, cond_dim] unit length -> images [N, 3, R, R] in [-1, 1]."""
         text = self.text(text * math.sqrt(self.cond_dim))  # unit variance per element, as the layers' init expects
         x = self.start(torch.cat([z, text], dim=1)).unflatten(1, (-1, 4, 4))
-        for block in self.blocks:
-            x = block(x, text)
-        return torch.tanh(self.to_rgb(F.relu(self.norm(x, text))))
+        *pairs, last = affines(self.norms(), text, self.identity)
+        for block, first, second in zip(self.blocks, pairs[::2], pairs[1::2], strict=True):
+            x = block(x, first, second)
+        return torch.tanh(self.to_rgb(F.relu(self.norm(x, last))))
+
+    def norms(self) -> list[ConditionalNorm]:
+        """In the order of the forward pass."""
+        return [*(norm for block in self.blocks for norm in (block.norm1, block.norm2)), self.norm]
+
+
+class Look(NamedTuple):
+    """Pictures that D is asked about."""
+
+    images: Tensor
+    """[N, 3, R, R] in [-1, 1]."""
+    text: Tensor
+    """[N, cond_dim], unit length."""
+    mismatched: Tensor | None = None
+    """[N, cond_dim], unit length: other captions for the same pictures."""
+    penalised: bool = False
+    """Whether D will be differentiated by these pictures: in fp32, for R1 in half precision overflows."""
+    features: bool = False
+    """Whether the blocks' feature maps are wanted."""
 
 
 class Verdict(NamedTuple):
-    """What D says of a batch, one column per scale."""
+    """What D says of a look, one column per scale."""
 
     logits: Tensor
     """[N, d_scales]: real and fitting its caption (high) or not (low)."""
@@ -69,11 +91,11 @@ class ScaleDiscriminator(nn.Module):
         self.blocks = nn.ModuleList(
             DownBlock(before, after, first=before == 3) for before, after in zip([3, *widths], widths, strict=False)
         )
-        self.linear = spectral_linear(widths[-1], 1)
+        self.linear = SpectralLinear(widths[-1], 1)
         self.text = nn.Sequential(
-            spectral_linear(config.cond_dim, TEXT_WIDTH),
+            SpectralLinear(config.cond_dim, TEXT_WIDTH),
             nn.SiLU(),
-            spectral_linear(TEXT_WIDTH, widths[-1], bias=False),
+            SpectralLinear(TEXT_WIDTH, widths[-1], bias=False),
         )
         self.text_scale = math.sqrt(config.cond_dim)
 
@@ -95,49 +117,61 @@ class ScaleDiscriminator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D at `d_scales` resolutions, each an independent ResNet on the average-pooled picture."""
+    """D at `d_scales` resolutions, each an independent ResNet on the average-pooled picture.
+
+    Its spectral norms move once per training step, when `iterate` is called after D's weights have changed, never by
+    themselves in a forward: each micro-batch would be judged with slightly other weights, accumulated gradients would
+    differ from those of the whole batch (by 0.5 % here), and G's phase would change D.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.scales = nn.ModuleList(
             ScaleDiscriminator(config.resolution // 2**k, config) for k in range(config.d_scales)
         )
-        self.train()
+        self.norms = SpectralNorms(self)
+        self.iterate(FIRST_ITERATIONS)
 
-    def train(self, mode: bool = True) -> "Discriminator":
-        """Spectral norm iterates once per training step (`layers.power_iteration`), never by itself in a forward."""
-        super().train(mode)
-        hold_spectral_norms(self)
-        return self
+    def iterate(self, times: int = 1) -> None:
+        """Power iteration of all spectral norms."""
+        self.norms.iterate(times)
 
-    def forward(
-        self,
-        images: Tensor,
-        text: Tensor,
-        mismatched: Tensor | None = None,
-        fp32: bool = False,
-        features: bool = False,
-    ) -> Verdict:
-        """images [N, 3, R, R] in [-1, 1], text and mismatched [N, cond_dim] unit length; `features` returns those too.
+    def forward(self, *looks: Look) -> tuple[Verdict, ...]:
+        """A verdict on each look. Those that nothing keeps apart are judged in one pass: half the operations of two."""
+        self.norms.normalise()
+        if len(looks) > 1 and not any(look.penalised or look.features for look in looks):
+            return self._judge_together(looks)
+        return tuple(self._judge(look) for look in looks)
 
-        `fp32` leaves autocast from within: around a network prepared by Accelerate that would have no effect, and R1
-        in half precision overflows.
-        """
-        if fp32:
-            with torch.autocast(images.device.type, enabled=False):
-                return self._judge(images.float(), text, mismatched, features)
-        return self._judge(images, text, mismatched, features)
+    def _judge(self, look: Look) -> Verdict:
+        if not look.penalised:
+            return self._look_at(look)
+        # From within: around a network prepared by Accelerate it would have no effect.
+        with torch.autocast(look.images.device.type, enabled=False):
+            return self._look_at(look._replace(images=look.images.to(self.scales[0].linear.bias.dtype)))
 
-    def _judge(self, images: Tensor, text: Tensor, mismatched: Tensor | None, with_features: bool) -> Verdict:
+    def _judge_together(self, looks: tuple[Look, ...]) -> tuple[Verdict, ...]:
+        second = None
+        if any(look.mismatched is not None for look in looks):
+            second = torch.cat([look.text if look.mismatched is None else look.mismatched for look in looks])
+        whole = self._look_at(Look(*(torch.cat([look[i] for look in looks]) for i in (0, 1)), second))
+        counts = [len(look.images) for look in looks]
+        others = [None] * len(looks) if second is None else whole.mismatched.split(counts)
+        return tuple(
+            Verdict(logits, None if look.mismatched is None else other, ())
+            for look, logits, other in zip(looks, whole.logits.split(counts), others, strict=True)
+        )
+
+    def _look_at(self, look: Look) -> Verdict:
         # The picture's features serve both captions: the second costs next to nothing.
-        texts = torch.stack([text] if mismatched is None else [text, mismatched])
+        texts = torch.stack([look.text] if look.mismatched is None else [look.text, look.mismatched])
         logits, features = [], []
         for k, scale in enumerate(self.scales):
-            pooled, maps = scale(F.avg_pool2d(images, 2**k) if k else images)
+            pooled, maps = scale(F.avg_pool2d(look.images, 2**k) if k else look.images)
             logits.append(scale.logits(pooled, texts))
-            features += maps if with_features else []
+            features += maps if look.features else []
         by_caption = torch.stack(logits, dim=2)
-        return Verdict(by_caption[0], None if mismatched is None else by_caption[1], tuple(features))
+        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], tuple(features))
 
 
 def count_parameters(network: nn.Module) -> int:

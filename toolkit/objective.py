@@ -1,0 +1,124 @@
+"""What the two networks minimise, as functions of tensors alone: no draws, files or processes. The trainer feeds it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from toolkit import compiling
+from toolkit.config import TrainConfig
+from toolkit.data.images import to_float
+from toolkit.networks import diffaug, losses
+from toolkit.networks.models import Look, Verdict
+
+Scalars = dict[str, Tensor]
+
+
+class Inputs(NamedTuple):
+    """A micro-batch of N pictures and its random numbers, on the device."""
+
+    pictures: Tensor
+    """uint8 [N, 3, R, R]."""
+    text: Tensor
+    """[N, E], unit length, and so `mismatched`."""
+    mismatched: Tensor
+    differs: Tensor
+    """[N], 1 where `mismatched` really differs."""
+    z: Tensor
+    """[N, z_dim], standard normal."""
+    for_real: diffaug.Numbers | None
+    """None where G's phase has no use for real pictures."""
+    for_fake: diffaug.Numbers
+
+
+class Objective:
+    """Both losses of the networks as prepared by Accelerate."""
+
+    def __init__(self, config: TrainConfig, G: nn.Module, D: nn.Module, perceptual: nn.Module | None) -> None:
+        self.config, self.G, self.D, self.perceptual = config, G, D, perceptual
+        self.shows_real = config.feature_matching > 0 or config.loss == "relativistic"
+        """Whether G's phase looks at real pictures too."""
+
+    def compile(self, mode: compiling.Mode, backend: str = "inductor") -> None:
+        """Run the three parts as compiled by torch from now on, each if it can be."""
+        compiling.prepare()
+        self.shown = compiling.Compiled(self.shown, mode, backend, first=True, loss=False)
+        self.judged = compiling.Compiled(self.judged, mode, backend, first=False, loss=True)
+        self.generator = compiling.Compiled(self.generator, mode, backend, first=True, loss=True)
+
+    def discriminator(
+        self, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
+    ) -> tuple[Tensor, Scalars]:
+        """Adversarial and mismatched-caption terms on augmented pictures, and the penalties in the same graph.
+
+        `r1_scale` and `r2_scale` are what R1 and R2 are multiplied by, 0 for none; `anchors` [2] are LeCam's.
+        """
+        real, fake = self.shown(inputs)
+        real.requires_grad_(r1_scale > 0)
+        fake.requires_grad_(r2_scale > 0)
+        return self.judged(real, fake, inputs, r1_scale, r2_scale, anchors)
+
+    @torch.no_grad()
+    def shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Real and generated pictures as D sees them: augmented, both in one go."""
+        pairs = zip(inputs.for_real, inputs.for_fake, strict=True)
+        numbers = diffaug.Numbers(*(None if a is None else torch.cat([a, b]) for a, b in pairs))
+        both = torch.cat([to_float(inputs.pictures), self.G(inputs.z, inputs.text)])
+        real, fake = self.augment(both, numbers).chunk(2)
+        return real, fake
+
+    def judged(
+        self, real: Tensor, fake: Tensor, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
+    ) -> tuple[Tensor, Scalars]:
+        """D's loss on these pictures."""
+        config = self.config
+        on_real, on_fake = self.D(
+            Look(real, inputs.text, inputs.mismatched, penalised=r1_scale > 0),
+            Look(fake, inputs.text, penalised=r2_scale > 0),
+        )
+        adversarial = losses.discriminator_loss(on_real.logits, on_fake.logits, config.loss)
+        mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss) * inputs.differs
+        loss = (adversarial + config.mismatch_weight * mismatch).mean()
+        stats = _statistics(adversarial, mismatch, on_real, on_fake)
+        if r1_scale:
+            stats["r1"] = losses.gradient_penalty(on_real.logits, real).mean()
+            loss = loss + r1_scale * stats["r1"]
+        if r2_scale:
+            stats["r2"] = losses.gradient_penalty(on_fake.logits, fake).mean()
+            loss = loss + r2_scale * stats["r2"]
+        if anchors is not None:
+            stats["lecam"] = losses.lecam_penalty(on_real.logits, on_fake.logits, tuple(anchors)).mean()
+            loss = loss + config.lecam * stats["lecam"]
+        return loss, stats
+
+    def generator(self, inputs: Inputs) -> tuple[Tensor, Scalars]:
+        """Adversarial term on augmented pictures, and the options: feature matching, perceptual distance."""
+        config, matching = self.config, self.config.feature_matching > 0
+        fake = self.G(inputs.z, inputs.text)
+        (on_fake,) = self.D(Look(self.augment(fake, inputs.for_fake), inputs.text, features=matching))
+        on_real = None
+        if self.shows_real:
+            with torch.no_grad():
+                real = self.augment(to_float(inputs.pictures), inputs.for_real)
+                (on_real,) = self.D(Look(real, inputs.text, features=matching))
+        loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss).mean()
+        stats = {"loss_g": loss}
+        if matching:
+            stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
+            loss = loss + config.feature_matching * stats["feature_matching"]
+        if self.perceptual:
+            stats["perceptual"] = self.perceptual(fake, to_float(inputs.pictures)).mean()
+            loss = loss + config.perceptual * stats["perceptual"]
+        return loss, stats
+
+    def augment(self, images: Tensor, numbers: diffaug.Numbers) -> Tensor:
+        return diffaug.augment(images, self.config.diffaug_names, *numbers)
+
+
+def _statistics(adversarial: Tensor, mismatch: Tensor, on_real: Verdict, on_fake: Verdict) -> Scalars:
+    """Means of the terms and of D's logits and their signs."""
+    logits = torch.stack([on_real.logits, on_fake.logits, on_real.mismatched]).detach()
+    values = torch.cat([logits, logits[:2].sign()]).mean(dim=(1, 2))
+    terms = torch.stack([adversarial, mismatch]).detach().mean(dim=1)
+    names = ("loss_d", "loss_mismatch", "logit_real", "logit_fake", "logit_mismatched", "real_sign", "fake_sign")
+    return dict(zip(names, torch.cat([terms, values]).unbind(), strict=True))
