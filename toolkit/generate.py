@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from toolkit.command_line import run
+from toolkit.data.feature_cache import default_folder
 from toolkit.data.images import save_png
 from toolkit.devices import pick_device
-from toolkit.encoders.text_encoder import TextEncoder, load_encoder_of
+from toolkit.encoders.prompts import PromptEncoder
 from toolkit.errors import UserError, check
 from toolkit.run_folder.captioned_grid import draw_captioned_grid
 from toolkit.sampling import TrainedGenerator, load_generator
@@ -38,7 +39,7 @@ class GenerateOptions:
     embedding: str | None = None
     """.npy file with one text embedding [E] or several [N, E] in place of prompts."""
     seeds: str = "0-3"
-    """Seeds per prompt, e.g. '0,3,8-11': the same prompt and seed always give the same picture."""
+    """Seeds per prompt, e.g. '0,3,8-11': the same prompt and seed give the same picture, to a level of 255."""
     out_dir: str = "generated"
     """Folder for the pictures; existing files of the same name are replaced."""
     individual: bool = True
@@ -49,6 +50,8 @@ class GenerateOptions:
     """Pictures drawn at once."""
     encoder_weights: str | None = None
     """Local copy of the text encoder's weights; by default open_clip finds or downloads them."""
+    cache: str | None = None
+    """Folder that keeps the vectors of prompts for the next time (default: in the user's cache folder; '': none)."""
     device: str = "auto"
     """'auto' (GPU if there is one), 'cpu', 'cuda', 'cuda:1'."""
 
@@ -81,7 +84,8 @@ def main(options: GenerateOptions) -> None:
         draw(trained, [f"{Path(options.embedding).stem} {i}" for i in range(len(text))], text, options, out_dir)
         return
     weights = Path(options.encoder_weights) if options.encoder_weights else None
-    encoder = load_encoder_of(trained.identity, weights, device)
+    folder = default_folder("prompts") if options.cache is None else Path(options.cache) if options.cache else None
+    encoder = PromptEncoder(trained.identity, weights, device, folder)
     if options.interactive:
         converse(trained, encoder, options, out_dir)
         return
@@ -115,7 +119,7 @@ def draw(
     print(f"{len(pictures)} pictures of {len(prompts)} prompts in {out_dir}")
 
 
-def converse(trained: TrainedGenerator, encoder: TextEncoder, options: GenerateOptions, out_dir: Path) -> None:
+def converse(trained: TrainedGenerator, encoder: PromptEncoder, options: GenerateOptions, out_dir: Path) -> None:
     """Prompt by prompt from the terminal."""
     number = 0
     while True:
@@ -133,13 +137,12 @@ def converse(trained: TrainedGenerator, encoder: TextEncoder, options: GenerateO
             print(error, file=sys.stderr)
 
 
-def encode(encoder: TextEncoder, prompts: list[str]) -> Tensor:
-    if cut := encoder.count_truncated(prompts):
-        print(
-            f"generate: {cut} of {len(prompts)} prompts are longer than {encoder.name} reads and were cut",
-            file=sys.stderr,
-        )
-    return encoder.encode(prompts)
+def encode(encoder: PromptEncoder, prompts: list[str]) -> Tensor:
+    vectors, cut = encoder.encode(prompts)
+    if cut:
+        name = encoder.identity.name
+        print(f"generate: {cut} of {len(prompts)} prompts are longer than {name} reads and were cut", file=sys.stderr)
+    return vectors
 
 
 def parse_seeds(seeds: str) -> list[int]:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from toolkit import draws
 from toolkit.data.images import to_uint8
 from toolkit.errors import UserError
+from toolkit.networks.inference import FoldedGenerator
+from toolkit.networks.layers import identity_of
 from toolkit.networks.models import Generator
 from toolkit.run_folder.best import best_checkpoint
 from toolkit.run_folder.checkpoint import (
@@ -31,11 +33,17 @@ class TrainedGenerator:
             self.network.load_state_dict(file.tensors, assign=True)
         except RuntimeError as error:
             raise UserError(f"{name}: the weights do not fit their config ({str(error).splitlines()[0]})") from None
+        self.network.identity = identity_of(self.network.norms())  # the one tensor that no file holds
         self.network.eval().requires_grad_(False).float().to(device)
+        self._folded: FoldedGenerator | None = None
 
     def sample(self, text: Tensor, seeds: list[int], batch: int = 32) -> Tensor:
-        """text [N, cond_dim] unit length, N seeds -> uint8 [N, 3, R, R] on the CPU; picture i depends on row i only."""
-        return sample(self.network, draws.sample_noise(seeds, self.config.z_dim), text, batch)
+        """text [N, cond_dim] unit length, N seeds -> uint8 [N, 3, R, R] on the CPU.
+
+        Picture i depends on row i only, but for rounding: another `batch` may move single pixels by one level.
+        """
+        self._folded = self._folded or FoldedGenerator(self.network)
+        return sample(self._folded, draws.sample_noise(seeds, self.config.z_dim), text, batch)
 
 
 @torch.inference_mode()
