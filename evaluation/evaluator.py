@@ -12,10 +12,10 @@ from evaluation.extractors.clip_images import ClipExtractor, load_clip
 from evaluation.extractors.dinov2 import load_dinov2
 from evaluation.extractors.extractor import Extractor
 from evaluation.extractors.inception import load_inception
-from evaluation.feature_cache import FeatureCache
 from evaluation.options import MeasureOptions
 from evaluation.scores import METRICS, Evidence, Scores, Side, named, parse_metrics
 from evaluation.sources.source import Source
+from toolkit.data.feature_cache import FeatureCache
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
 

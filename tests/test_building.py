@@ -6,13 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from shards.building.folders import Folders
-from shards.building.workers import choose_workers
+from shards.building.workers import _held, choose_workers
 from tests.builds import beside, build, contents, finish, paint, run, start
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
@@ -158,7 +159,7 @@ def test_signals_end_it_in_order(tmp_path: Path, sent: int, code: int, line: str
     """To the whole group, as a terminal and SLURM send them, while workers start and while they work."""
     folder, out = paint(tmp_path / "in", range(400)), tmp_path / "out"
     for awaited in ("plan.jsonl", "shard-*.json"):
-        for _ in range(5):
+        for _ in range(20):
             process = start(folder, out, "--workers=2")
             deadline = time.monotonic() + 120
             while not list(tmp_path.glob(f".out.building/{awaited}")) and time.monotonic() < deadline:
@@ -172,6 +173,22 @@ def test_signals_end_it_in_order(tmp_path: Path, sent: int, code: int, line: str
         assert not out.exists() and ends(process.pid)
     finish(start(folder, out, "--workers=2"))
     assert len(contents(out)) == 80 + 4 and not beside(out)
+
+
+def test_a_held_signal_waits_though_another_thread_receives_it() -> None:
+    """Else a Ctrl-C between the start of a worker and what it is told would make that worker print a traceback."""
+    over, reached = threading.Event(), False
+    other = threading.Thread(target=over.wait)
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), _held(signal.SIGINT):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            reached = True
+    finally:
+        over.set()
+        other.join()
+    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("asked,samples,parts,expected", [

@@ -13,7 +13,6 @@ from torch import Tensor
 from evaluation.__main__ import listed, main
 from evaluation.collect import OutOfTime, collect
 from evaluation.evaluator import Evaluator, Setting
-from evaluation.feature_cache import FeatureCache
 from evaluation.options import EvaluationOptions, MeasureOptions
 from evaluation.scores import METRICS, named, parse_metrics
 from evaluation.sources.opening import open_source
@@ -21,6 +20,7 @@ from tests.conftest import REPOSITORY
 from tests.inception_files import write_random
 from tests.scored import write_pictures, write_run, write_shards
 from toolkit.command_line import parse
+from toolkit.data.feature_cache import FeatureCache
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evaluation.feature_cache import FeatureCache
 from evaluation.sources.opening import open_source
 from tests.scored import write_pictures
+from toolkit.data.feature_cache import FeatureCache
 
 PICTURES, OTHERS, KEY = "a" * 64, "b" * 64, "inception 64,clip legacy sha256:00"
 TAPS = ("inception_64", "clip")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import feature_cache
-from evaluation.feature_cache import BOUND, FeatureCache, default_folder
 from tests.conftest import REPOSITORY
 from tests.test_feature_cache import KEY, OTHERS, PICTURES, TAPS, features, only_file, same
+from toolkit.data import feature_cache
+from toolkit.data.feature_cache import BOUND, FeatureCache, default_folder
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_what_a_kill_has_left_is_removed_in_time(cache):
 def test_two_writers_at_once_leave_one_valid_file(cache):
     """Each writes 100 times and reads in between; never does one see the other's half file."""
     code = (
-        "import sys\nfrom pathlib import Path\nimport torch\nfrom evaluation.feature_cache import FeatureCache\n"
+        "import sys\nfrom pathlib import Path\nimport torch\nfrom toolkit.data.feature_cache import FeatureCache\n"
         "cache, mine = FeatureCache(Path(sys.argv[1])), {'clip': torch.full((400, 32), float(sys.argv[2]))}\n"
         "for _ in range(100):\n"
         f"    cache.store({PICTURES!r}, {KEY!r}, mine)\n"

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -62,12 +63,23 @@ def build_parts(
 
 @contextmanager
 def _held(*signals: signal.Signals) -> Iterator[None]:
-    """They come a moment later, and processes started meanwhile never see them."""
+    """They come a moment later, and processes started meanwhile never see them.
+
+    Blocking alone keeps them from this thread and from those processes; another thread (the progress bar has one) may
+    still receive one, and Python would run its handler here.
+    """
+    late: list[int] = []
+    here = threading.current_thread() is threading.main_thread()  # no other thread may set handlers, or runs them
+    before = {number: signal.signal(number, lambda came, _: late.append(came)) for number in signals if here}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        for number in late:
+            signal.raise_signal(number)
 
 
 def _settle(waiting: dict[Future, int], most: int, done, bar: tqdm, after: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-"""Features of pictures, kept on disk: the reference of an evaluation is mostly the same as the last time.
+"""Features of pictures and vectors of prompts, kept on disk: they are mostly those of the last time.
 
 A file's name is the hash of what its features are a function of: the pictures' fingerprint and the extractor's key. It
 is read back only if every byte is as it was written. That keeps out damage and mix-ups, but no forger who may write in
@@ -34,10 +34,10 @@ ABANDONED = 24 * 3600
 """Seconds after which a file that is still being written is what a kill has left."""
 
 
-def default_folder() -> Path:
+def default_folder(kind: str = "features") -> Path:
     """TEXT_GAN_CACHE/features, or text-gan-toolkit/features in the user's cache folder."""
     root = cache_root()
-    return root / "features" if os.environ.get("TEXT_GAN_CACHE") else root.with_name("features")
+    return root / kind if os.environ.get("TEXT_GAN_CACHE") else root.with_name(kind)
 
 
 class FeatureCache:
