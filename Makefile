@@ -1,11 +1,11 @@
-# make demo | make test   (needs Python >= 3.11; everything else goes into .venv)
+# make demo | make test | make bench   (needs Python >= 3.11; everything else goes into .venv)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_output
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest
+
+# At most ten minutes on a CPU; benchmarks/gpu.sh is for a GPU.
+bench: install
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) $(DEMO) *.egg-info

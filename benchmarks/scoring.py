@@ -1,204 +1,192 @@
-"""FID, KID and Inception Score of two folders at once, beside torch-fidelity on the same files and weights.
+"""FID, KID and Inception Score of two folders, beside torch-fidelity and pytorch-fid on the same files and weights.
 
-`python -m benchmarks.scoring --folder /tmp/scoring --photos DIR` prints one JSON object; from the repository's root. In
-turns in one process, by CPU time, so that others on the machine do not count. It fails where the scores differ.
+The weights are random ones, which take as long as any. clean-fid is not here: its network is a download.
 """
 
-import json
-import os
 import shutil
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
-import scipy.linalg
+import scipy
 import torch
 import torch_fidelity
-from PIL import Image
+from torch import Tensor
 
+from benchmarks.pictures import fresh_folder, pictures
+from benchmarks.side_by_side import Row, Setting, check_close, compared, in_turns
 from evaluation.extractors.inception import load_inception
-from evaluation.extractors.resize import network_input
-from evaluation.metrics.frechet import Statistics, frechet_distance
-from evaluation.metrics.frechet import statistics as gaussian
+from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
 from evaluation.options import EvaluationOptions
 from evaluation.scoring import evaluate
 from tests.inception_files import drawn_pictures, write_random
-from toolkit.command_line import run
-from toolkit.data.decoding import SUFFIXES, fit_square
-from toolkit.data.images import save_png
-from toolkit.errors import UserError, check
 
-SAME = 1e-3
-"""Relative difference of a score above which the two did not compute the same."""
-WIDTH = 2048
+COUNT = {"cpu": 64, "cuda": 2560}
+"""Pictures a side."""
+SIZE, WIDTH = 64, 2048
+FEW_ROUNDS = 2
+"""On a CPU, of what takes a minute; without warming up."""
+SAME = {"cpu": 1e-3, "cuda": 1e-2}
+"""Relative difference of a score: on a GPU the others let convolutions round to TF32, which ours does not."""
 NAMES = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
     "inception_score": "inception_score_mean",
 }
+"""Ours and torch-fidelity's."""
 
 
-@dataclass(frozen=True)
-class ScoringOptions:
-    """Score two folders of pictures, and measure."""
+class Case(NamedTuple):
+    """What is scored, and by which weights."""
 
-    folder: Path
-    """Where pictures, weights and the cache are put; made if absent."""
-    photos: Path | None = None
-    """Folder of pictures to take, cropped square (default: drawn clouds)."""
-    weights: Path | None = None
-    """A complete Inception weights file of torch-fidelity's form (default: random weights, as slow as any)."""
-    count: int = 256
-    """Pictures a side; at least 64."""
-    size: int = 64
-    """Their width and height in pixels."""
-    rounds: int = 3
-    """Times that each way is measured; medians are reported."""
-    batch: int = 32
-    """Pictures at a time, for ours; torch-fidelity has its default, 64."""
-    threads: int = 1
-    """Threads of PyTorch."""
+    setting: Setting
+    count: int
+    """Pictures a side."""
+    real: Path
+    fake: Path
+    weights: Path
 
-    def __post_init__(self) -> None:
-        check(self.count >= 64, "--count", self.count, "at least 64")
-        check(self.rounds > 0, "--rounds", self.rounds, "at least 1")
+    @property
+    def on_gpu(self) -> bool:
+        return self.setting.device.type == "cuda"
 
 
-def main(options: ScoringOptions) -> None:
-    torch.set_num_threads(options.threads)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    weights = options.weights or write_random(options.folder / "random.pth")
-    sides = put_pictures(options)
-    print(
-        json.dumps(
-            {
-                "pictures_a_side": options.count,
-                "size": options.size,
-                "threads": options.threads,
-                "cores": os.cpu_count(),
-                "torch": torch.__version__,
-                "whole": compare_whole(options, sides, weights),
-                "extractor": compare_extractors(options, weights),
-                "frechet_term": {f"{count}_pictures": compare_frechet(count) for count in (options.count, 5000)},
-            },
-            indent=1,
-        )
-    )
+def rows(setting: Setting, count: int | None = None) -> Iterator[Row]:
+    """`count`: pictures a side, at least 64 (default: by device)."""
+    case = prepare(setting, count or COUNT[setting.device.type])
+    yield from _torch_fidelity(case)
+    if find_spec("pytorch_fid"):
+        yield _pytorch_fid(case)
+    else:
+        print("scoring: pytorch-fid is not installed, so nothing is compared with it", file=sys.stderr)
+    yield _extractor(case)
+    yield _frechet_term(case)
 
 
-def put_pictures(options: ScoringOptions) -> tuple[Path, Path]:
-    """The real and the fake folder, as PNG files."""
-    sides = options.folder / "real", options.folder / "fake"
-    files = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in SUFFIXES) if options.photos else []
-    if options.photos and len(files) < 2 * options.count:
-        raise UserError(f"{options.photos} holds {len(files)} pictures; --count {options.count} takes twice as many")
-    for number, side in enumerate(sides):
-        shutil.rmtree(side, ignore_errors=True)
+def prepare(setting: Setting, count: int) -> Case:
+    """Both sides as PNG files, and the weights."""
+    folder = fresh_folder(setting, "scoring")
+    sides = folder / "real", folder / "fake"
+    for side in sides:
         side.mkdir()
-        if files:
-            for i, file in enumerate(files[number :: len(files) // options.count][: options.count]):
-                fit_square(Image.open(file).convert("RGB"), options.size).save(side / f"{i:05d}.png")
-        else:
-            for i, picture in enumerate(drawn_pictures(options.count, (options.size, options.size), number)):
-                save_png(picture, side / f"{i:05d}.png")
-    return sides
+    for i, picture in enumerate(pictures(setting, 2 * count, SIZE)):
+        picture.save(sides[i % 2] / f"{i:05d}.png")
+    return Case(setting, count, *sides, write_random(folder / "inception.pth"))
 
 
-def compare_whole(options: ScoringOptions, sides: tuple[Path, Path], weights: Path) -> dict:
-    """From files to scores, networks loaded each time; 'cached' finds the reference's features on the disk."""
-    cache = options.folder / "cache"
-
-    def ours() -> dict:
-        chosen = EvaluationOptions(
-            real=str(sides[0]), fake=[str(sides[1])], metrics="fid,kid,inception_score", weights=weights,
-            batch=options.batch, device="cpu", cache=str(cache),
-        )  # fmt: skip
-        return next(evaluate(chosen))["scores"]
-
-    def theirs() -> dict:
-        found = torch_fidelity.calculate_metrics(
-            input1=str(sides[1]), input2=str(sides[0]), fid=True, kid=True, isc=True, cuda=False, cache=False,
-            feature_extractor_weights_path=str(weights), kid_subset_size=min(1000, options.count // 2),
-            save_cpu_ram=True, verbose=False,  # its loading in this process too, or its time would not be seen
-        )  # fmt: skip
-        return {name: found[key] for name, key in NAMES.items()}
-
-    seconds: dict[str, list[float]] = {"theirs": [], "cold": [], "cached": []}
-    for _ in range(options.rounds):
+def ours(case: Case, metrics: str, resize: str, cold: bool) -> dict[str, float]:
+    """From files to scores, the network loaded anew; unless `cold`, the reference's features are found on the disk."""
+    cache = case.real.parent / "cache"
+    if cold:
         shutil.rmtree(cache, ignore_errors=True)
-        expected = measured(theirs, seconds["theirs"])
-        for way in ("cold", "cached"):
-            found = measured(ours, seconds[way])
-            _check_same({name: found[name] for name in NAMES}, expected)
-    ratios = {way: _ratio(seconds["theirs"], seconds[way]) for way in ("cold", "cached")}
-    medians = {way: round(statistics.median(values), 2) for way, values in seconds.items()}
-    return {"cpu_seconds": medians, "times_as_fast": ratios, "scores": found, "torch_fidelity": expected}
+    options = EvaluationOptions(
+        real=str(case.real), fake=[str(case.fake)], metrics=metrics, weights=case.weights, resize=resize,
+        batch=64 if case.on_gpu else 32, device=str(case.setting.device), cache=str(cache),
+    )  # fmt: skip
+    return next(evaluate(options))["scores"]
 
 
-def compare_extractors(options: ScoringOptions, weights: Path, pictures: int = 16) -> dict:
-    """Pictures per second of all layers by resize, and the share that the resize has in it."""
-    drawn = drawn_pictures(pictures, (options.size, options.size))
-    layers = ["2048", "logits_unbiased"]
-    network = torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
-        "theirs", layers, feature_extractor_weights_path=str(weights)
-    )
-    found = {}
-    for resize in ("legacy", "clean", "pytorch"):
-        extractor = load_inception(("2048", "logits"), resize, weights, torch.device("cpu"))
-        seconds: dict[str, list[float]] = {"theirs": [], "ours": [], "resize": []}
-        for _ in range(2 + options.rounds):
-            measured(lambda: network(drawn), seconds["theirs"])
-            measured(lambda e=extractor: e(drawn), seconds["ours"])
-            measured(lambda r=resize: network_input(drawn, r), seconds["resize"])
-        seconds = {way: values[1:] for way, values in seconds.items()}  # the first one warms up
-        middle = {way: statistics.median(values) for way, values in seconds.items()}
-        found[resize] = {
-            "pictures_per_s": round(pictures / middle["ours"], 2),
-            "torch_fidelity_pictures_per_s": round(pictures / middle["theirs"], 2),
-            "times_as_fast": _ratio(seconds["theirs"], seconds["ours"]),
-            "share_of_resize": round(middle["resize"] / middle["ours"], 4),
-        }
-    return found
+def theirs(case: Case) -> dict[str, float]:
+    """The same by torch-fidelity, by our names."""
+    found = torch_fidelity.calculate_metrics(
+        input1=str(case.fake), input2=str(case.real), fid=True, kid=True, isc=True, cuda=case.on_gpu, cache=False,
+        feature_extractor_weights_path=str(case.weights), kid_subset_size=min(1000, case.count // 2),
+        save_cpu_ram=not case.on_gpu,  # on a CPU it loads in this process then, or its time would not be seen
+        verbose=False,
+    )  # fmt: skip
+    return {name: found[key] for name, key in NAMES.items()}
 
 
-def compare_frechet(count: int) -> dict:
-    """The distance from given statistics of 2,048 features, beside scipy's matrix root, which the others use."""
-    generator = torch.Generator().manual_seed(0)
-    scale = torch.logspace(0, -2, WIDTH, dtype=torch.float64)
-    sides = [gaussian(torch.randn(count, WIDTH, generator=generator).double() * scale + i) for i in (0, 0.01)]
-    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
-    expected = measured(lambda: _by_root(*sides), seconds["theirs"])
-    found = measured(lambda: frechet_distance(*sides), seconds["ours"])
-    _check_same({"frechet": found}, {"frechet": expected})
-    rounded = {way: round(values[0], 2) for way, values in seconds.items()}
-    return {"cpu_seconds": rounded, "times_as_fast": _ratio(seconds["theirs"], seconds["ours"])}
-
-
-def _by_root(a: Statistics, b: Statistics) -> float:
+def by_root(a: Statistics, b: Statistics) -> float:
+    """The Fréchet distance through scipy's matrix root, as most of the others compute it."""
     root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy()).real
     means = float((a.mean - b.mean).square().sum())
     return means + float(a.covariance.trace() + b.covariance.trace()) - 2 * float(root.trace())
 
 
-def measured(work: Callable, seconds: list[float]):
-    """What `work` returns; its CPU time is appended."""
-    start = time.process_time()
-    found = work()
-    seconds.append(time.process_time() - start)
-    return found
+def _torch_fidelity(case: Case) -> Iterator[Row]:
+    found: dict[str, dict[str, float]] = {}
+    seconds = _in_turns(case, found, FEW_ROUNDS, {
+        "theirs": partial(theirs, case),
+        "cold": partial(ours, case, ",".join(NAMES), "legacy", True),
+        "cached": partial(ours, case, ",".join(NAMES), "legacy", False),
+    })  # fmt: skip
+    for way, goal in (("cold", 1.4), ("cached", 2.5)):
+        parity = _check_scores(case, {name: found[way][name] for name in NAMES}, found["theirs"])
+        yield compared(
+            "scoring", f"FID, KID, IS of {case.count} pictures a side, reference {way}",
+            f"torch-fidelity {version('torch-fidelity')}", "pictures/s", 2 * case.count,
+            seconds["theirs"], seconds[way], parity, goal, scores=found[way],
+        )  # fmt: skip
 
 
-def _ratio(theirs: list[float], ours: list[float]) -> float:
-    return round(statistics.median(one / other for one, other in zip(theirs, ours, strict=True)), 2)
+def _pytorch_fid(case: Case) -> Row:
+    from pytorch_fid import fid_score, inception
+
+    state, found = torch.load(case.weights, weights_only=True), {}
+    paths, workers = [str(case.real), str(case.fake)], 8 if case.on_gpu else 0
+
+    def root() -> dict[str, float]:
+        with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):  # no download
+            return {"fid": float(fid_score.calculate_fid_given_paths(paths, 50, case.setting.device, WIDTH, workers))}
+
+    seconds = _in_turns(case, found, 1, {"theirs": root, "ours": partial(ours, case, "fid", "pytorch", True)})
+    parity = _check_scores(case, {"fid": found["ours"]["pytorch_fid"]}, found["theirs"])
+    return compared(
+        "scoring", f"FID of {case.count} pictures a side, reference cold", f"pytorch-fid {version('pytorch-fid')}",
+        "pictures/s", 2 * case.count, seconds["theirs"], seconds["ours"], parity, 1.4,
+    )  # fmt: skip
 
 
-def _check_same(ours: dict[str, float], theirs: dict[str, float]) -> None:
-    for name, value in theirs.items():
-        if abs(ours[name] - value) > SAME * abs(value):
-            raise UserError(f"{name} is {ours[name]} here and {value} there: not the same work, so no comparison")
+def _extractor(case: Case) -> Row:
+    """Uint8 pictures to features and logits; of one batch, without files."""
+    at_once, device = 64 if case.on_gpu else 8, case.setting.device
+    drawn = drawn_pictures(at_once, (SIZE, SIZE)).to(device)
+    network = torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
+        "theirs", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(case.weights)
+    ).to(device)
+    extractor = load_inception(("2048", "logits"), "legacy", case.weights, device)
+    expected: list[Tensor] = [features.cpu() for features in network(drawn)]
+    found = extractor(drawn)
+    pairs = zip(extractor.taps, expected, strict=True)
+    apart = max(check_close(tap, found[tap], features, SAME[device.type]) for tap, features in pairs)
+    seconds = in_turns({"theirs": lambda: network(drawn), "ours": lambda: extractor(drawn)},
+                       min(case.setting.rounds, 3), case.setting.clock)  # fmt: skip
+    return compared(
+        "scoring", f"Inception's features of {at_once} pictures", f"torch-fidelity {version('torch-fidelity')}",
+        "pictures/s", at_once, seconds["theirs"], seconds["ours"], f"features within {apart:.0e}",
+    )  # fmt: skip
 
 
-if __name__ == "__main__":
-    run(main, ScoringOptions)
+def _frechet_term(case: Case, count: int = 5000) -> Row:
+    """From given statistics of 2,048 features; on the CPU in any case, with its threads."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, -2, WIDTH, dtype=torch.float64)
+    sides = [statistics(torch.randn(count, WIDTH, generator=generator).double() * scale + i) for i in (0, 0.01)]
+    found: dict[str, dict[str, float]] = {}
+    seconds = _in_turns(case, found, 1, {
+        "theirs": lambda: {"distance": by_root(*sides)}, "ours": lambda: {"distance": frechet_distance(*sides)}
+    })  # fmt: skip
+    parity = _check_scores(case, found["ours"], found["theirs"])
+    return compared("scoring", f"Fréchet term, {WIDTH} features of {count:,} pictures", f"scipy {scipy.__version__}",
+                    "distances/s", 1, seconds["theirs"], seconds["ours"], parity, 5)  # fmt: skip
+
+
+def _in_turns(case: Case, found: dict, few: int, ways: dict[str, Callable[[], dict]]) -> dict[str, list[float]]:
+    """Seconds; what each way returned last is put into `found`."""
+    kept = {name: lambda name=name, way=way: found.update({name: way()}) for name, way in ways.items()}
+    rounds = case.setting.rounds if case.on_gpu else min(case.setting.rounds, few)
+    return in_turns(kept, rounds, case.setting.clock, warm_up=int(case.on_gpu))
+
+
+def _check_scores(case: Case, found: dict[str, float], expected: dict[str, float]) -> str:
+    """Raises Different."""
+    tolerance = SAME[case.setting.device.type]
+    pairs = {name: (torch.tensor(side[name], dtype=torch.float64) for side in (found, expected)) for name in expected}
+    apart = [check_close(name, *pair, tolerance) for name, pair in pairs.items()]
+    return f"scores within {max(apart):.0e}"
