@@ -48,8 +48,10 @@ class Evaluator:
             raise UserError(f"{', '.join(lacking)} compare with real pictures: give --real")
         if real is not None:
             self._check_count(real, "real")
-            if real.captions is None and any(METRICS[name].real_captions for name in self.metrics):
-                raise UserError(f"joint_fd needs captions of the real pictures, and {real.name} has none")
+            wanting = [name for name in self.metrics if METRICS[name].real_captions]
+            if real.captions is None and wanting:
+                needs = "needs" if len(wanting) == 1 else "need"
+                raise UserError(f"{', '.join(wanting)} {needs} captions of the real pictures, and {real.name} has none")
         self.taps = {METRICS[name].tap for name in self.metrics}
         self.clip: ClipExtractor | None = None
         self.extractors: list[Extractor] = []

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from evaluation.collect import Features
-from evaluation.metrics import diversity, joint, neighbours, text_agreement
+from evaluation.metrics import caption_probe, diversity, joint, neighbours, text_agreement
 from evaluation.metrics.fid_infinity import fid_infinity
 from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
 from evaluation.metrics.inception_score import inception_score
@@ -29,6 +29,8 @@ class Side:
     captions: list[str] | None = None
     text: Tensor | None = None
     """float32 [N, E], one for each picture."""
+    probe: caption_probe.Probe | None = None
+    """What the caption probe learned of this side; made once, as the statistics are."""
     _statistics: dict[str, Statistics] = field(default_factory=dict)
 
     def statistics(self, tap: str) -> Statistics:
@@ -140,6 +142,20 @@ def within_prompts(of: Evidence) -> Scores:
     return found
 
 
+def probe(of: Evidence) -> Scores:
+    tap = of.tap
+    if of.real.probe is None:
+        of.real.probe = caption_probe.fit(of.real.features[tap], of.real.captions)
+    found = caption_probe.hits(of.real.probe, of.fake.features[tap], of.fake.captions).double()
+    of.details["probe"] = {"captions": len(of.real.probe.captions), "ridge_strength": of.real.probe.strength}
+    members: dict[str, list[int]] = {}
+    for i, caption in enumerate(of.fake.captions):
+        members.setdefault(caption, []).append(i)
+    for caption, rows in members.items():
+        of.tell(caption, count=len(rows), probe_accuracy=float(found[rows].mean()))
+    return {"probe_accuracy": float(found.mean()), "probe_accuracy_real": of.real.probe.accuracy}
+
+
 def vendi(of: Evidence) -> Scores:
     sides = {"vendi": of.fake} | ({"vendi_real": of.real} if of.real else {})
     return {name: diversity.vendi_score(side.features[of.tap]) for name, side in sides.items()}
@@ -176,6 +192,7 @@ METRICS = {
     "retrieval": Metric(retrieval, ("r_precision", "r_precision_shuffled", "median_rank"), "clip", real=False,
                         captions=True),
     "diversity": Metric(within_prompts, ("diversity", "diversity_real"), real=False, captions=True),
+    "probe": Metric(probe, ("probe_accuracy", "probe_accuracy_real"), captions=True, real_captions=True),
     "vendi": Metric(vendi, ("vendi", "vendi_real"), real=False),
     "joint_fd": Metric(joint_fd, ("joint_fd",), "clip", captions=True, real_captions=True),
     "memorisation": Metric(memorisation, ("authenticity", "nearest_distance")),

@@ -21,6 +21,7 @@ TITLES = {
     "mean_cosine": "mean cosine of picture and text",
     "r_precision": "R-precision: own caption ranked first",
     "median_rank": "median rank of the own caption",
+    "probe_accuracy": "probe accuracy: pictures a reader taught on real ones gives their caption",
     "joint_fd": "Fréchet joint distance of pictures and text",
     "diversity": "diversity of the pictures of a prompt",
     "vendi": "Vendi score: effective number of pictures",
@@ -34,6 +35,7 @@ UNCERTAINTY = ("kid_std", "kid_low", "kid_high", "fid_infinity_error", "inceptio
 CONTROLS = {
     "clip_score": ("clip_score_shuffled", "shuffled captions"),
     "r_precision": ("r_precision_shuffled", "shuffled captions"),
+    "probe_accuracy": ("probe_accuracy_real", "real pictures, each left out"),
     "diversity": ("diversity_real", "real pictures"),
     "vendi": ("vendi_real", "real pictures"),
 }
