@@ -1,6 +1,7 @@
 """Options: defaults, YAML, flags over YAML, ranges, and errors in one line with the nearest name."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_every_option_has_help_and_the_original_names_exist():
         "out_dir",
     }
     assert original <= names
-    files = [REPOSITORY / "toolkit" / f"{name}.py" for name in ("config", "monitor", "adaptive", "score_options")]
+    files = {Path(inspect.getfile(kind)) for kind in TrainConfig.__mro__ if kind is not object}
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     for name in names:
         line = next(i for i, text in enumerate(source.splitlines()) if text.startswith(f"    {name}:"))

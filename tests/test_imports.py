@@ -11,7 +11,19 @@ from tests.conftest import REPOSITORY
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "compiling"},
-    {"spectral_norm", "text_tower", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
+    {
+        "spectral_norm",
+        "text_tower",
+        "adaptive",
+        "penalty",
+        "conditioning",
+        "signs",
+        "swd",
+        "processes",
+        "heartbeat",
+        "lock",
+        "loader_workers",
+    },
     {"layers", "npy", "worker_count", "monitor", "addresses", "tar_index", "evaluations", "score_options"},
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
     {"perceptual", "text_encoder", "models"},

@@ -5,8 +5,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from toolkit.adaptive import AdaptiveOptions
+from toolkit.conditioning import ConditioningOptions
 from toolkit.errors import UserError, check
 from toolkit.monitor import WatchOptions
+from toolkit.penalty import PenaltyOptions, share_left, weight_of
 from toolkit.score_options import ScoreOptions
 
 DIFFAUG_NAMES = ("color", "translation", "cutout", "flip")
@@ -56,7 +58,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
+class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, ConditioningOptions, ModelConfig):
     """Train a text-conditional GAN on shards: accelerate launch toolkit/train.py --data SHARDS --out_dir RUN."""
 
     data: str = ""
@@ -90,14 +92,6 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
 
     loss: Literal["hinge", "nonsaturating", "relativistic"] = "hinge"
     """Adversarial loss of both networks; 'relativistic' pairs each real picture with a generated one."""
-    mismatch_weight: float = 1.0
-    """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
-    r1_penalty: float = 1.0
-    """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off."""
-    r2_penalty: float = 0.0
-    """The same penalty on generated pictures (R2); 0 = off."""
-    r1_interval: int = 16
-    """R1 and R2 every so many steps, multiplied by as much; 1 = every step."""
     lecam: float = 0.0
     """Weight of LeCam regularisation in D's loss, which holds its logits near their running means; 0 = off."""
     feature_matching: float = 0.0
@@ -171,21 +165,15 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
         self.check_watching()
         self.check_adaptive()
         self.check_scoring()
-        counts = ("iters", "r1_interval", "log_every", "sample_every", "ckpt_every", "n_sample")
+        self.check_penalties()
+        self.check_conditioning()
+        counts = ("iters", "log_every", "sample_every", "ckpt_every", "n_sample")
         for name in counts + (("batch",) if self.batch != "auto" else ()):
             check(1 <= getattr(self, name) <= 10**9, name, getattr(self, name), "a whole number of at least 1")
         check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, "a whole number of at least 0")
         for name in ("seed", "ema_start", "check_ranks_every"):
             check(0 <= getattr(self, name) <= 2**62, name, getattr(self, name), "a whole number of at least 0")
-        for name in (
-            "mismatch_weight",
-            "r1_penalty",
-            "r2_penalty",
-            "lecam",
-            "feature_matching",
-            "perceptual",
-            "grad_clip",
-        ):
+        for name in ("lecam", "feature_matching", "perceptual", "grad_clip"):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
         for name in ("lr_g", "lr_d"):
             check(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
@@ -221,6 +209,12 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
     def with_numbers(self) -> "TrainConfig":
         """The same with batch 'auto' spelled out."""
         return self if self.batch != "auto" else replace(self, batch=32, batch_gpu="auto")
+
+    def penalties(self, images_seen: int) -> tuple[float, float]:
+        """Weights of R1 and R2 after `images_seen` pictures, without what adapts and what rollbacks add."""
+        share = share_left(images_seen, self, self.total_steps * self.batch * self.d_steps)
+        r1, r2 = (weight_of(weight, self.resolution, self.batch) for weight in (self.r1_penalty, self.r2_penalty))
+        return share * r1, share * r2
 
     @property
     def evaluation_steps(self) -> int:

@@ -92,10 +92,12 @@ class Objective:
         return loss, stats
 
     def generator(self, inputs: Inputs) -> tuple[Tensor, Scalars]:
-        """Adversarial term on augmented pictures, and the options: feature matching, perceptual distance."""
+        """Adversarial term on augmented pictures, and the options: mismatched captions, feature matching, perceptual
+        distance."""
         config, matching = self.config, self.config.feature_matching > 0
         fake = self.G(inputs.z, inputs.text)
-        (on_fake,) = self.D(Look(self.augment(fake, inputs.for_fake), inputs.text, features=matching))
+        mismatched = inputs.mismatched if config.g_mismatch_weight else None
+        (on_fake,) = self.D(Look(self.augment(fake, inputs.for_fake), inputs.text, mismatched, features=matching))
         on_real = None
         if self.shows_real:
             with torch.no_grad():
@@ -103,6 +105,10 @@ class Objective:
                 (on_real,) = self.D(Look(real, inputs.text, features=matching))
         loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss).mean()
         stats = {"loss_g": loss}
+        if mismatched is not None:
+            margins = losses.mismatch_loss(on_fake.logits, on_fake.mismatched, config.loss) * inputs.differs
+            stats["loss_g_mismatch"] = margins.mean()
+            loss = loss + config.g_mismatch_weight * stats["loss_g_mismatch"]
         if matching:
             stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
             loss = loss + config.feature_matching * stats["feature_matching"]

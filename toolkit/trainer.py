@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from toolkit import draws
+from toolkit import conditioning, draws
 from toolkit.adaptive import Adaptive
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch, ShardDataset
@@ -32,7 +32,7 @@ class Trainer:
         self.accelerator, self.shards = accelerator, shards
         self.device = accelerator.device
         self.configure(config)
-        dataset = ShardDataset(shards, config.seed, mismatch=config.mismatch_weight > 0)
+        dataset = ShardDataset(shards, config.seed, mismatch=config.mismatches)
         shown = accelerator.is_main_process
         self.feed = Feed(dataset, config.batch, config.workers, self.device, config.max_bad, config.resident, shown)
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
@@ -93,6 +93,10 @@ class Trainer:
         lr_g, lr_d = (self.phases[name].optimizer.param_groups[0]["lr"] for name in "GD")
         found = {"lr_g": lr_g, "lr_d": lr_d, "d_steps": adaptive.d_steps, "augment_p": adaptive.augment_p,
                  "r1_scale": self.penalty_scale(), "ema_decay": self.ema.decay()}  # fmt: skip
+        if self.config.r1_end != 1:
+            found["r1_weight"] = self.config.penalties(self.images_seen)[0]
+        if (share := conditioning.text_share(self.images_seen, self.config)) < 1:
+            found["text_share"] = share
         found |= {"attempt": self.attempt} if self.attempt else {}
         return found if scaler is None else found | {"loss_scale": scaler.get_scale()}
 
@@ -148,22 +152,33 @@ class Trainer:
         config = self.config
         scale = 0.0 if self.step_number % config.r1_interval else self.penalty_scale() * config.r1_interval
         anchors = self.adaptive.anchors.to(self.device) if config.lecam else None
-        inputs = self.inputs(batch, noise, "z for D", "augment fake", shows_real=True)
-        return self.objective.discriminator(inputs, scale * config.r1_penalty, scale * config.r2_penalty, anchors)
+        inputs = self.inputs(batch, noise, "D", "augment fake", shows_real=True)
+        r1, r2 = config.penalties(self.images_seen) if scale else (0.0, 0.0)
+        return self.objective.discriminator(inputs, scale * r1, scale * r2, anchors)
 
     def generator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
         """G's objective on one micro-batch."""
-        inputs = self.inputs(batch, noise, "z for G", "augment for G", self.objective.shows_real)
+        inputs = self.inputs(batch, noise, "G", "augment for G", self.objective.shows_real)
         return self.objective.generator(inputs)
 
-    def inputs(self, batch: Batch, noise: draws.StepDraws, z: str, fake: str, shows_real: bool) -> Inputs:
-        """The micro-batch with its random numbers, drawn for the purposes `z` and `fake` (and 'augment real')."""
-        drawn = [noise.normal(z, batch.rows, self.config.z_dim), self._for_augment(fake, batch, noise)]
+    def inputs(self, batch: Batch, noise: draws.StepDraws, phase: str, fake: str, shows_real: bool) -> Inputs:
+        """The micro-batch with its random numbers, drawn for a network's phase and for `fake` (and 'augment real')."""
+        drawn = [noise.normal(f"z for {phase}", batch.rows, self.config.z_dim), self._for_augment(fake, batch, noise)]
         if shows_real:
             drawn.append(self._for_augment("augment real", batch, noise))
         first, *numbers = self._moved(torch.cat(drawn, dim=1)).split([columns.shape[1] for columns in drawn], dim=1)
         for_fake, *for_real = (diffaug.Numbers.read(columns, self.config.diffaug_names) for columns in numbers)
-        return Inputs(*batch[:4], first, for_real[0] if for_real else None, for_fake)
+        texts = [self._conditioned(batch, noise, name, phase) for name in ("text", "mismatched")]
+        return Inputs(batch.pictures, *texts, batch.differs, first, for_real[0] if for_real else None, for_fake)
+
+    def _conditioned(self, batch: Batch, noise: draws.StepDraws, name: str, phase: str) -> Tensor:
+        """The text vectors as the networks shall see them now."""
+        text, config = getattr(batch, name), self.config
+        if config.text_noise:
+            drawn = self._moved(noise.normal(f"{name} noise for {phase}", batch.rows, text.shape[1]))
+            text = conditioning.perturbed(text, drawn, config.text_noise)
+        share = conditioning.text_share(self.images_seen, config)
+        return text if share == 1 else share * text
 
     def _for_augment(self, purpose: str, batch: Batch, noise: draws.StepDraws) -> Tensor:
         names, p = self.config.diffaug_names, self.adaptive.augment_p

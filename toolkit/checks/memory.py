@@ -153,7 +153,7 @@ class _Rehearsal:
         both = torch.zeros(2 * pictures, 3, config.resolution, config.resolution).chunk(2)  # augmented together
         looks = [
             Look(images, text, second, penalised=weight > 0)
-            for images, second, weight in zip(both, (text, None), (config.r1_penalty, config.r2_penalty), strict=True)
+            for images, second, weight in zip(both, (text, None), config.penalties(0), strict=True)
         ]
         for look in looks:
             look.images.requires_grad_(look.penalised)

@@ -94,8 +94,11 @@ def check_data(config: TrainConfig, shards: ShardSet) -> None:
             f"the embeddings in {config.data} are {manifest.encoder.dimension}-d, cond_dim is {config.cond_dim}; "
             f"pass --cond_dim {manifest.encoder.dimension}"
         )
-    if config.mismatch_weight and manifest.distinct_captions < 2:
-        raise UserError(f"all captions in {config.data} are equal: none can mismatch; pass --mismatch_weight 0")
+    if config.mismatches and manifest.distinct_captions < 2:
+        raise UserError(
+            f"all captions in {config.data} are equal: none can mismatch; pass --mismatch_weight 0 "
+            "and --g_mismatch_weight 0"
+        )
 
 
 def _refuse_back_ends() -> None:

@@ -1,0 +1,57 @@
+"""How the text reaches both networks in training: from when on, how exactly, and what a wrong one costs."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.errors import check
+
+
+@dataclass(frozen=True)
+class ConditioningOptions:
+    """The text in training."""
+
+    mismatch_weight: float = 1.0
+    """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
+    g_mismatch_weight: float = 0.0
+    """Weight in G's loss of the same on generated pictures: each must fit its own caption better; 0 = off."""
+    text_noise: float = 0.0
+    """Length of a random vector added to each text vector (of length 1) that G and D see, before it is brought back to
+    length 1; 0 = off. Few distinct captions become many, and vectors near a caption mean the same."""
+    unconditional_kimg: float = 0.0
+    """Thousands of pictures at the start for which both networks see no text: with few pictures G first learns what
+    they have in common. Samples and scores of that time are of no use."""
+    ramp_kimg: float = 0.0
+    """Thousands of pictures after these over which the text comes in, from nothing to its whole length."""
+
+    def check_conditioning(self) -> None:
+        """Raises UserError for a value out of range."""
+        for name in ("mismatch_weight", "g_mismatch_weight", "text_noise", "unconditional_kimg", "ramp_kimg"):
+            check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
+
+    @property
+    def mismatches(self) -> bool:
+        """Whether any loss asks for another picture's caption."""
+        return self.mismatch_weight > 0 or self.g_mismatch_weight > 0
+
+
+def perturbed(text: Tensor, noise: Tensor, strength: float) -> Tensor:
+    """Unit vectors [N, E] near unit vectors [N, E]: (t + strength e/|e|) over its length, e [N, E] standard normal.
+
+    LAFITE's fixed perturbation (Zhou et al. 2022, arXiv 2111.13792, eq. 2) for |t| = 1; the conditioning augmentation
+    of StackGAN (Zhang et al. 2017, arXiv 1612.03242) without anything to learn.
+    """
+    return F.normalize(text + strength * F.normalize(noise, dim=1), dim=1)
+
+
+def text_share(images_seen: int, options: ConditioningOptions) -> float:
+    """What text vectors are multiplied by: 0 until unconditional_kimg, then on a straight line to 1 over ramp_kimg.
+
+    lambda_t of the transition from unconditional to conditional training (Shahbazi et al. 2022, arXiv 2201.06578,
+    sect. 4). There it also weighs D's conditional term; here D's projection of the text fades in by itself with it.
+    """
+    into = images_seen - 1000 * options.unconditional_kimg
+    if into < 0:
+        return 0.0
+    return min(1.0, into / (1000 * options.ramp_kimg)) if options.ramp_kimg else 1.0
