@@ -1,0 +1,31 @@
+"""What the networks cost: weights, and multiplications of one picture."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from toolkit.config import ModelConfig
+from toolkit.networks.models import Discriminator, Generator, Look, count_parameters
+
+
+@torch.no_grad()
+def count_operations(network: nn.Module, *inputs: Any) -> int:
+    """Multiply-adds of one forward pass of `network` on `inputs`: those of its convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return counter.get_total_flops() // 2  # it counts multiplications and additions apart
+
+
+def describe_networks(config: ModelConfig) -> list[str]:
+    """A line for each network: weights, and multiply-adds for one picture. Computes and allocates nothing."""
+    with torch.device("meta"):
+        G, D = Generator(config), Discriminator(config)
+        z, text = torch.empty(1, config.z_dim), torch.empty(1, config.cond_dim)
+        images = torch.empty(1, 3, config.resolution, config.resolution)
+    costs = (G, count_operations(G, z, text)), (D, count_operations(D, Look(images, text)))
+    return [
+        f"{type(network).__name__}: {count_parameters(network):,} parameters, {cost / 1e9:,.3f} GMACs a picture"
+        for network, cost in costs
+    ]
