@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from tests.running import train
+from tests.test_architecture import EVERYTHING as ARCHITECTURE
 from toolkit.checks import micro_batch
 from toolkit.checks.memory import estimate, explain_out_of_memory, is_out_of_memory, saved_bytes
 from toolkit.checks.micro_batch import agreed, largest_micro_batch, largest_that_fits
@@ -54,7 +55,8 @@ def test_saved_bytes_counts_each_storage_once():
 
 
 @pytest.mark.parametrize(
-    ("precision", "options"), [("no", {}), ("bf16", {}), ("no", EVERYTHING), ("bf16", EVERYTHING)]
+    ("precision", "options"),
+    [(precision, options) for options in ({}, EVERYTHING, ARCHITECTURE) for precision in ("no", "bf16")],
 )  # fmt: skip
 def test_the_estimate_equals_what_a_real_step_saves(shard_folder, precision, options):
     """Counted on fake tensors at 4 and 8 pictures, compared at 12 with the Trainer's own losses on real ones.

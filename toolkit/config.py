@@ -204,7 +204,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
     wandb_mode: Literal["online", "offline"] = "online"
     """Whether wandb sends the run or stores it in out_dir/wandb for `wandb sync`."""
     dry_run: bool = False
-    """Print the resolved config and the networks' sizes, then stop."""
+    """Print the resolved config, the networks' sizes and their multiply-adds for one picture, then stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -75,8 +75,8 @@ def estimate(config: TrainConfig, processes: int, precision: str) -> MemoryEstim
     """What one of `processes` processes needs at `precision` ('no', 'fp16', 'bf16'). Computes and allocates nothing.
 
     Activations are the distinct storages that the forward passes of a phase, and the differentiable backward pass of
-    R1 and R2, save for the backward pass: counted on fake tensors at 4 and 8 pictures (whole groups of minibatch_std), linear elsewhere. On a CPU they
-    equal those of a real step (tests/test_memory.py), to which TEMPORARIES are added.
+    R1 and R2, save for the backward pass: counted on fake tensors at 4 and 8 pictures (whole groups of minibatch_std),
+    linear elsewhere. On a CPU they equal those of a real step (tests/test_memory.py), to which TEMPORARIES are added.
     Not counted is what a GPU adds: CUDA's context, cuDNN's workspaces, what its allocator holds but cannot use. None
     of it was measured on a GPU.
     Approximated at half precision: autocast's rules are those of a CPU. Convolutions and linear layers, nearly

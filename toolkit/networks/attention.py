@@ -34,4 +34,4 @@ class SelfAttention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             weights = (query.to(kind).transpose(1, 2) @ key.to(kind)).softmax(dim=2)
         seen = (value @ weights.transpose(1, 2).to(value.dtype)).unflatten(2, x.shape[2:])
-        return x + self.gamma.to(x.dtype) * self.out(seen)
+        return x + (self.gamma * self.out(seen)).to(x.dtype)  # gamma's gradient, a sum over everything, stays fp32

@@ -19,13 +19,12 @@ def count_operations(network: nn.Module, *inputs: Any) -> int:
 
 
 def describe_networks(config: ModelConfig) -> list[str]:
-    """A line for each network: weights, and multiply-adds for one picture. Computes and allocates nothing."""
-    with torch.device("meta"):
-        G, D = Generator(config), Discriminator(config)
-        z, text = torch.empty(1, config.z_dim), torch.empty(1, config.cond_dim)
-        images = torch.empty(1, 3, config.resolution, config.resolution)
-    costs = (G, count_operations(G, z, text)), (D, count_operations(D, Look(images, text)))
-    return [
-        f"{type(network).__name__}: {count_parameters(network):,} parameters, {cost / 1e9:,.3f} GMACs a picture"
-        for network, cost in costs
-    ]
+    """A line for each network: weights, and multiply-adds of one picture, which is drawn and judged for that."""
+    z, text = torch.zeros(1, config.z_dim), torch.zeros(1, config.cond_dim)
+    images = torch.zeros(1, 3, config.resolution, config.resolution)
+    lines = []
+    for kind, inputs in ((Generator, (z, text)), (Discriminator, (Look(images, text),))):
+        network = kind(config)
+        cost = count_operations(network, *inputs) / 1e9
+        lines.append(f"{kind.__name__}: {count_parameters(network):,} parameters, {cost:,.3f} GMACs a picture")
+    return lines

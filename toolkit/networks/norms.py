@@ -32,7 +32,8 @@ class RootMeanSquareNorm(nn.Module):
         kind = torch.promote_types(x.dtype, torch.float32)
         length = torch.linalg.vector_norm(x, dim=self.dimensions, keepdim=True, dtype=kind)
         count = torch.Size(x.shape[i] for i in self.dimensions).numel()
-        return x * torch.rsqrt(length.square() / count + EPSILON).to(x.dtype)
+        # Cast after the product: its backward pass sums over all of `dimensions`, in fp32 too.
+        return (x * torch.rsqrt(length.square() / count + EPSILON)).to(x.dtype)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
