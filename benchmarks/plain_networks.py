@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.networks.layers import ConditionalNorm
 from toolkit.networks.models import Discriminator, Generator
+from toolkit.networks.norms import ConditionalNorm
 from toolkit.networks.spectral_norm import SpectralConv2d, SpectralLayer
 
 

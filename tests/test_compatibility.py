@@ -33,7 +33,11 @@ def trainer(shard_folder: Path, **options) -> Trainer:
     return Trainer(config, Accelerator(cpu=True), ShardSet(shard_folder))
 
 
-OTHER = {"resolution": 32, "base_ch": 8, "z_dim": 9, "cond_dim": 512, "d_scales": 1, "g_norm": "batch"}
+OTHER = {
+    "resolution": 32, "base_ch": 8, "z_dim": 9, "cond_dim": 512, "d_scales": 1, "g_norm": "batch",
+    "g_modulation": "text+noise", "g_text_blocks": True, "attention": "8", "skip_excitation": True,
+    "minibatch_std": True, "residual_scale": 0.5, "d_projections": 2, "d_base_ch": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("names", [*([name] for name in OTHER), list(OTHER)], ids=lambda names: "+".join(names))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.running import lone_trainer
+from tests.test_architecture import EVERYTHING as ARCHITECTURE
 from toolkit.compiling import Compiled
 from toolkit.trainer import Trainer
 
@@ -23,10 +24,12 @@ def compiled(trainer: Trainer) -> list[Compiled]:
     return [trainer.objective.shown, trainer.objective.judged, trainer.objective.generator]
 
 
-@pytest.mark.parametrize("options", [{}, {"r2_penalty": 1.0, "lecam": 0.1, "loss": "relativistic", "augment_p": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"r2_penalty": 1.0, "lecam": 0.1, "loss": "relativistic", "augment_p": 0.5}, ARCHITECTURE]
+)
 def test_compiled_steps_are_the_eager_ones(shard_folder, options):
     """Four steps, every other one with R1: losses, penalties, gradient norms; nothing fell back to eager."""
-    eager, other = (lone_trainer(shard_folder, **SMALL, **options) for _ in range(2))
+    eager, other = (lone_trainer(shard_folder, **SMALL | options) for _ in range(2))
     parts = compiled(other)
     for _ in range(4):
         expected, found = eager.step(), other.step()

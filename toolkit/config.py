@@ -29,9 +29,30 @@ class ModelConfig:
     """Width of the text embeddings: 768 for CLIP ViT-L-14 and for the hashing encoder."""
     d_scales: int = 2
     """At how many resolutions D looks at a picture: full size, half, quarter, ..."""
-    g_norm: Literal["batch", "group"] = "batch"
-    """G's conditional norm: 'batch' (conditional batch norm; depends on the other pictures of the local batch) or
-    'group' (does not: results are equal for any number of processes)."""
+    g_norm: Literal["batch", "group", "instance", "rms", "pixel"] = "batch"
+    """G's conditional norm. 'batch' depends on the other pictures of the local batch, and clashes with the relativistic
+    loss under R1 and R2; the others do not: results are equal for any number of processes. 'group' and 'instance'
+    normalise groups of channels or each channel of a picture, 'rms' divides a picture's features by their root mean
+    square, 'pixel' those of each position by theirs."""
+    g_modulation: Literal["text", "text+noise"] = "text"
+    """What scales and shifts G's norms: the text alone, or the text and the noise vector z."""
+    g_text_blocks: bool = False
+    """Whether each block of G reads the text through a layer of its own, in place of one for all."""
+    attention: str = ""
+    """Sides of the feature maps of G and D over which self-attention is taken, such as '16' or '16,32'; '' = none.
+    Memory grows with the fourth power of the side."""
+    skip_excitation: bool = False
+    """Whether G's maps of 4 and 8 pixels gate the channels of those at half and at full resolution."""
+    minibatch_std: bool = False
+    """Whether D sees how much up to 4 consecutive pictures differ, which a G that draws always the same gives away.
+    Results then depend on the micro-batches, unless these are multiples of 4."""
+    residual_scale: float = 1.0
+    """What G's residual branches are multiplied by, above 0 and at most 1: below 1 the skips weigh more."""
+    d_projections: int = 1
+    """At how many of the last feature depths of each of D's resolutions, at most all, the text is compared with the
+    picture."""
+    d_base_ch: int = 0
+    """base_ch of D; 0 = that of G."""
 
     def __post_init__(self) -> None:
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
@@ -51,6 +72,25 @@ class ModelConfig:
             self.d_scales,
             f"from 1 to {most} at resolution {self.resolution}",
         )
+        sides = [str(4 * 2**i) for i in range(most)]
+        check(
+            all(side in sides for side in _names(self.attention)),
+            "attention",
+            self.attention,
+            f"sides out of {', '.join(sides)}, joined by commas, at resolution {self.resolution}",
+        )
+        check(0 < self.residual_scale <= 1, "residual_scale", self.residual_scale, "above 0 and at most 1")
+        check(
+            1 <= self.d_projections <= most,
+            "d_projections",
+            self.d_projections,
+            f"from 1 to {most} at resolution {self.resolution}",
+        )
+        check(0 <= self.d_base_ch <= 1024, "d_base_ch", self.d_base_ch, "from 1 to 1024, or 0")
+
+    @property
+    def attention_sides(self) -> tuple[int, ...]:
+        return tuple(int(side) for side in _names(self.attention))
 
     def architecture(self) -> "ModelConfig":
         """The network part alone, of a larger config too."""
@@ -158,7 +198,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     wandb_mode: Literal["online", "offline"] = "online"
     """Whether wandb sends the run or stores it in out_dir/wandb for `wandb sync`."""
     dry_run: bool = False
-    """Print the resolved config and the networks' sizes, then stop."""
+    """Print the resolved config, the networks' sizes and their multiply-adds for one picture, then stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,6 @@ from toolkit import draws
 from toolkit.data.images import to_uint8
 from toolkit.errors import UserError
 from toolkit.networks.inference import FoldedGenerator
-from toolkit.networks.layers import identity_of
 from toolkit.networks.models import Generator
 from toolkit.run_folder.best import best_checkpoint
 from toolkit.run_folder.checkpoint import (
@@ -33,7 +32,7 @@ class TrainedGenerator:
             self.network.load_state_dict(file.tensors, assign=True)
         except RuntimeError as error:
             raise UserError(f"{name}: the weights do not fit their config ({str(error).splitlines()[0]})") from None
-        self.network.identity = identity_of(self.network.norms())  # the one tensor that no file holds
+        self.network.modulation.reset_identity(self.network.norms())
         self.network.eval().requires_grad_(False).float().to(device)
         self._folded: FoldedGenerator | None = None
 

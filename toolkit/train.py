@@ -16,7 +16,7 @@ from toolkit.launching import stopping
 from toolkit.launching.launch import check_data, start_accelerator
 from toolkit.launching.processes import Processes
 from toolkit.launching.start import open_run_folder
-from toolkit.networks.models import Discriminator, Generator, count_parameters
+from toolkit.networks.cost import describe_networks
 from toolkit.run import Run, describe_end
 from toolkit.score import Scoring, SwdScore
 from toolkit.trainer import Trainer
@@ -24,10 +24,9 @@ from toolkit.trainer import Trainer
 
 def main(config: TrainConfig) -> None:
     if config.dry_run:
-        sizes = {kind.__name__: f"{count_parameters(kind(config)):,} parameters" for kind in (Generator, Discriminator)}
         if config.data and config.evaluates:
             check_evaluation(config.with_numbers(), open_shards(config.data))
-        print(dump(config) + "".join(f"# {name}: {size}\n" for name, size in sizes.items()), end="")
+        print(dump(config) + "".join(f"# {line}\n" for line in describe_networks(config)), end="")
         return
     if not config.data:
         raise UserError("no data: pass --data SHARDS (made by python -m shards.create)")

@@ -75,8 +75,8 @@ def estimate(config: TrainConfig, processes: int, precision: str) -> MemoryEstim
     """What one of `processes` processes needs at `precision` ('no', 'fp16', 'bf16'). Computes and allocates nothing.
 
     Activations are the distinct storages that the forward passes of a phase, and the differentiable backward pass of
-    R1 and R2, save for the backward pass: counted on fake tensors at 1 and 2 pictures, linear beyond. On a CPU they
-    equal those of a real step (tests/test_memory.py), to which TEMPORARIES are added.
+    R1 and R2, save for the backward pass: counted on fake tensors at 4 and 8 pictures (whole groups of minibatch_std),
+    linear elsewhere. On a CPU they equal those of a real step (tests/test_memory.py), to which TEMPORARIES are added.
     Not counted is what a GPU adds: CUDA's context, cuDNN's workspaces, what its allocator holds but cannot use. None
     of it was measured on a GPU.
     Approximated at half precision: autocast's rules are those of a CPU. Convolutions and linear layers, nearly
@@ -203,8 +203,8 @@ def _perceptual_layers() -> nn.Sequential:
 
 
 def _line(loss_of: Callable[[int], Tensor], held: list[Tensor]) -> tuple[int, int]:
-    one, two = (saved_bytes(lambda n=n: loss_of(n), held) for n in (1, 2))
-    return 2 * one - two, two - one
+    four, eight = (saved_bytes(lambda n=n: loss_of(n), held) for n in (4, 8))
+    return 2 * four - eight, (eight - four) // 4
 
 
 def saved_bytes(forward: Callable[[], object], held: Iterable[Tensor] = ()) -> int:

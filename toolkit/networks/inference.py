@@ -1,55 +1,78 @@
 """G for drawing pictures only: the same function in fewer operations."""
 
-import math
+import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.networks.layers import ConditionalNorm
-from toolkit.networks.models import TEXT_WIDTH, Generator
+from toolkit.networks.models import Generator
+from toolkit.networks.norms import Affine, ConditionalNorm, Modulation, in_pairs
 
 
 class FoldedGenerator(nn.Module):
-    """A trained G, its batch norms' statistics folded into the affines that the text decides, in channels_last.
+    """A trained G, its batch norms' statistics folded into the affines, in channels_last.
 
-    (1 + gamma) (x - mean) / std + beta = scale x + shift; scale and shift are linear in the text features, and so one
-    matrix gives those of all norms. Equal to G in evaluation mode up to rounding. G's weights are shared, not copied;
-    what is trained afterwards shows only in part.
+    (1 + gamma) (x - mean) / std + beta = scale x + shift; scale and shift are linear in what the norms read, and so one
+    matrix gives those of all norms that read the same. Equal to G in evaluation mode up to rounding. All other weights
+    are shared with G, not copied; what is trained afterwards shows only in part.
     """
 
     def __init__(self, G: Generator) -> None:
         super().__init__()
-        self.G = G.eval().to(memory_format=torch.channels_last)
-        norms = G.norms()
-        self.halves = [norm.gamma_beta.out_features // 2 for norm in norms for _ in range(2)]
-        weights, biases = zip(*(_folded(norm) for norm in norms), strict=True)
-        self.affines = nn.Linear(TEXT_WIDTH, sum(self.halves), device="meta")
-        folded = {"weight": torch.cat(weights), "bias": torch.cat(biases)}
-        self.affines.load_state_dict(folded, assign=True)
+        G.eval().to(memory_format=torch.channels_last).requires_grad_(False)
+        shared = {id(tensor): tensor for tensor in (*G.parameters(), *G.buffers())}
+        self.G = copy.deepcopy(G, shared)
+        self.G.modulation = _FoldedModulation(self.G.modulation, self.G.norms())
+        for block in self.G.blocks:
+            block.norm1, block.norm2 = _FoldedNorm(block.norm1), _FoldedNorm(block.norm2)
+        self.G.norm = _FoldedNorm(self.G.norm)
         self.requires_grad_(False).eval()
 
     def forward(self, z: Tensor, text: Tensor) -> Tensor:
         """z [N, z_dim] normal, text [N, cond_dim] unit length -> images [N, 3, R, R] in [-1, 1]."""
-        G = self.G
-        text = G.text(text * math.sqrt(G.cond_dim))
-        x = G.start(torch.cat([z, text], dim=1)).unflatten(1, (-1, 4, 4))
-        found = iter(self.affines(text)[:, :, None, None].split(self.halves, dim=1))
-        for block in G.blocks:
-            y = F.interpolate(_modulated(block.norm1, x, next(found), next(found)), scale_factor=2, mode="nearest")
-            y = block.conv2(_modulated(block.norm2, block.conv1(y), next(found), next(found)))
-            x = y.add_(F.interpolate(block.skip(x), scale_factor=2, mode="nearest"))
-        return torch.tanh(G.to_rgb(_modulated(G.norm, x, next(found), next(found))))
+        return self.G(z, text)
 
 
-def _modulated(norm: ConditionalNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """ReLU of the norm; batch norm itself is in scale and shift."""
-    x = x if isinstance(norm.norm, nn.BatchNorm2d) else norm.norm(x)
-    return torch.addcmul(shift, x, scale).relu_()
+class _FoldedModulation(nn.Module):
+    """`Modulation` with the matrix of each group of norms made once."""
+
+    def __init__(self, modulation: Modulation, norms: list[ConditionalNorm]) -> None:
+        super().__init__()
+        groups = modulation.sharing(norms)
+        self.modulation = modulation
+        self.channels = [[norm.channels for norm in group] for group in groups]
+        self.affines = nn.ModuleList(_folded(group) for group in groups)
+
+    def forward(self, norms: list[nn.Module], text: Tensor, z: Tensor) -> list[Affine]:
+        found: list[Affine] = []
+        for vector, layer, channels in zip(self.modulation.vectors(text, z), self.affines, self.channels, strict=True):
+            found += in_pairs(layer(vector), channels)
+        return found
 
 
-def _folded(norm: ConditionalNorm) -> tuple[Tensor, Tensor]:
-    """Weight [2C, W] and bias [2C] of the linear layer that gives scale and shift."""
+class _FoldedNorm(nn.Module):
+    """`ConditionalNorm` for these affines; batch norm itself is in scale and shift."""
+
+    def __init__(self, norm: ConditionalNorm) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if isinstance(norm.norm, nn.BatchNorm2d) else norm.norm
+
+    def forward(self, x: Tensor, affine: Affine) -> Tensor:
+        scale, shift = affine
+        return torch.addcmul(shift, self.norm(x), scale).relu_()
+
+
+def _folded(norms: list[ConditionalNorm]) -> nn.Linear:
+    """The linear layer that gives scale and shift of all of them."""
+    weights, biases = zip(*(_folded_norm(norm) for norm in norms), strict=True)
+    folded = {"weight": torch.cat(weights), "bias": torch.cat(biases)}
+    layer = nn.Linear(folded["weight"].shape[1], len(folded["weight"]), device="meta")
+    layer.load_state_dict(folded, assign=True)
+    return layer
+
+
+def _folded_norm(norm: ConditionalNorm) -> tuple[Tensor, Tensor]:
+    """Weight [2C, V] and bias [2C] of the linear layer that gives scale and shift."""
     weight, bias = norm.gamma_beta.weight.detach().double(), norm.gamma_beta.bias.detach().double()
     (by_scale, by_shift), (scale, shift) = weight.chunk(2), bias.chunk(2)
     scale = scale + 1

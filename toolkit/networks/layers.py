@@ -1,4 +1,4 @@
-"""Building blocks of both networks: conditional norm, residual blocks up and down."""
+"""Building blocks of both networks: residual blocks up and down, and what may stand between them."""
 
 import math
 
@@ -6,78 +6,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toolkit.networks.norms import Affine, ConditionalNorm
 from toolkit.networks.spectral_norm import SpectralConv2d
 
 RELU_GAIN = math.sqrt(2)
-
-Affine = tuple[Tensor, Tensor]
-"""Scale and shift of a norm by the text, [N, C, 1, 1] each."""
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """torch's without affine and without its count of batches, which only an average over all of them needs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, None, None, self.training, self.momentum, self.eps)
+TEXT_WIDTH = 256
+"""Width of the text features inside G and D, whatever the width of the embedding."""
+STD_GROUP, STD_EPSILON = 4, 1e-8
+"""Most pictures whose deviation is taken together, and what is added to their variance (Karras et al. 2018)."""
 
 
-class ConditionalNorm(nn.Module):
-    """Normalise, then scale and shift by the text: y = (1 + gamma(text)) * norm(x) + beta(text).
-
-    Conditional batch norm (de Vries et al. 2017, arXiv 1707.00683) for `kind` 'batch'. gamma and beta are MLPs of the
-    text embedding whose first layers all norms of G share (`Generator.text`); the last one, here, is their own.
-    """
-
-    def __init__(self, channels: int, text_width: int, kind: str) -> None:
-        super().__init__()
-        if kind == "batch":
-            self.norm = BatchNorm(channels, affine=False)
-        else:
-            self.norm = nn.GroupNorm(min(8, channels), channels, affine=False)
-        self.gamma_beta = nn.Linear(text_width, 2 * channels)
-        nn.init.normal_(self.gamma_beta.weight, std=0.02)
-        nn.init.zeros_(self.gamma_beta.bias)
-
-    def forward(self, x: Tensor, affine: Affine) -> Tensor:
-        """x [N, C, H, W] -> [N, C, H, W]."""
-        scale, shift = affine
-        return scale * self.norm(x) + shift
-
-
-def affines(norms: list[ConditionalNorm], text: Tensor, identity: Tensor) -> list[Affine]:
-    """The affine of each norm, in order, for text features [N, W]: one matrix product for all of them.
-
-    `identity` [all gammas and betas] is `identity_of(norms)`: what gamma and beta are added to.
-    """
-    layers = [norm.gamma_beta for norm in norms]
-    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-    halves = [layer.out_features // 2 for layer in layers for _ in range(2)]
-    found = F.linear(text, weight, bias + identity)[:, :, None, None].split(halves, dim=1)
-    return list(zip(found[::2], found[1::2], strict=True))
-
-
-def identity_of(norms: list[ConditionalNorm]) -> Tensor:
-    """1 for every gamma, 0 for every beta: scale and shift without any text."""
-    halves = [norm.gamma_beta.out_features // 2 for norm in norms]
-    return torch.cat([torch.cat([torch.ones(half), torch.zeros(half)]) for half in halves])
+def channels_at(size: int, resolution: int, base_ch: int) -> int:
+    """Channels where feature maps are size x size: base_ch at full resolution, doubled per halving, 16-fold at most."""
+    return base_ch * min(16, resolution // size)
 
 
 class UpBlock(nn.Module):
-    """Residual block of G that doubles the resolution (Miyato & Koyama 2018, arXiv 1802.05637)."""
+    """Residual block of G that doubles the resolution (Miyato & Koyama 2018, arXiv 1802.05637).
 
-    def __init__(self, inputs: int, outputs: int, text_width: int, norm: str) -> None:
+    The branch counts `scale` times: skip(x) + scale * branch(x) (Lim et al. 2017, arXiv 1707.02921, sect. 3.3).
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, norm: str, scale: float = 1.0) -> None:
         super().__init__()
-        self.norm1 = ConditionalNorm(inputs, text_width, norm)
+        self.norm1 = ConditionalNorm(inputs, width, norm)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = ConditionalNorm(outputs, text_width, norm)
+        self.norm2 = ConditionalNorm(outputs, width, norm)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1)
+        self.scale = scale
 
     def forward(self, x: Tensor, affine1: Affine, affine2: Affine) -> Tensor:
         """[N, inputs, H, W] -> [N, outputs, 2H, 2W]."""
-        y = F.interpolate(F.relu(self.norm1(x, affine1)), scale_factor=2, mode="nearest")
-        y = self.conv2(F.relu(self.norm2(self.conv1(y), affine2)))
-        return y + F.interpolate(self.skip(x), scale_factor=2, mode="nearest")  # 1x1 first: a quarter of the work
+        y = F.interpolate(self.norm1(x, affine1), scale_factor=2, mode="nearest")
+        y = self.conv2(self.norm2(self.conv1(y), affine2))
+        skipped = F.interpolate(self.skip(x), scale_factor=2, mode="nearest")  # 1x1 first: a quarter of the work
+        return skipped.add_(y, alpha=self.scale)
+
+
+class SkipExcitation(nn.Module):
+    """Skip-layer channel-wise excitation: a small map gates the channels of a large one (FastGAN).
+
+    y = sigmoid(conv1(LeakyReLU(conv4(pool4(small))))) * large        Liu et al. 2021, arXiv 2101.04775, sect. 3.1
+
+    pool4 averages to 4x4 (adaptive pooling; sides here are powers of two), conv4 is 4x4 without padding.
+    """
+
+    def __init__(self, small: int, large: int) -> None:
+        super().__init__()
+        self.conv4 = nn.Conv2d(small, large, 4)
+        self.conv1 = nn.Conv2d(large, large, 1)
+
+    def forward(self, small: Tensor, large: Tensor) -> Tensor:
+        """[N, small, s, s] with s >= 4 and [N, large, S, S] -> [N, large, S, S]."""
+        return large * self.gate(small)
+
+    def gate(self, small: Tensor) -> Tensor:
+        """[N, large, 1, 1] in (0, 1)."""
+        side = small.shape[-1]
+        pooled = F.avg_pool2d(small, side // 4) if side > 4 else small
+        return torch.sigmoid(self.conv1(F.leaky_relu(self.conv4(pooled), 0.1)))
 
 
 class DownBlock(nn.Module):
@@ -86,10 +74,9 @@ class DownBlock(nn.Module):
     The branch widens in its second convolution only, as theirs does: half the work of widening in the first.
     """
 
-    def __init__(self, inputs: int, outputs: int, first: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, hidden: int, first: bool = False) -> None:
         super().__init__()
         self.first = first  # D's first block sees pixels: no activation before its convolution
-        hidden = outputs // 2 if first else inputs
         self.conv1 = SpectralConv2d(inputs, hidden, 3)
         self.conv2 = SpectralConv2d(hidden, outputs, 3)
         self.skip = SpectralConv2d(inputs, outputs, 1)
@@ -102,3 +89,29 @@ class DownBlock(nn.Module):
         # networks, sqrt(2) per convolution (He et al. 2015, arXiv 1502.01852), keeps features at unit size; without
         # it a D at 64 px (lr 4e-4) gave nearly the same logit to everything after 400 steps.
         return RELU_GAIN * torch.add(self.skip(F.avg_pool2d(x, 2)), F.avg_pool2d(y, 2), alpha=RELU_GAIN**2)
+
+
+def with_minibatch_std(x: Tensor, counts: list[int]) -> Tensor:
+    """x [N, C, H, W] -> [N, C + 1, H, W]: one more channel that says how far pictures of a group differ.
+
+    The standard deviation of each feature and position over the group, averaged over all of them (Karras et al. 2018,
+    arXiv 1710.10196, sect. 3). Groups are up to 4 consecutive pictures, of nearly equal size where N is no multiple.
+    None reaches over a border between the `counts` pictures of one look and the next, as of real and generated ones.
+    """
+    found = torch.cat([_deviations(part) for part in x.split(counts)])
+    return torch.cat([x, found.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+
+
+def _deviations(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N], in fp32 at least: small differences between large features."""
+    groups = -(-len(x) // STD_GROUP)
+    members, larger = divmod(len(x), groups)
+    counts = (members + 1, members)
+    parts = x.split([larger * counts[0], (groups - larger) * counts[1]])
+    return torch.cat([_deviation(part, count) for part, count in zip(parts, counts, strict=True) if len(part)])
+
+
+def _deviation(x: Tensor, members: int) -> Tensor:
+    each = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, members))
+    std = (each.var(dim=1, correction=0) + STD_EPSILON).sqrt().flatten(1).mean(dim=1)  # R1: finite where pictures agree
+    return std[:, None].expand(-1, members).flatten()

@@ -8,16 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.config import ModelConfig
-from toolkit.networks.layers import ConditionalNorm, DownBlock, UpBlock, affines, identity_of
-from toolkit.networks.spectral_norm import FIRST_ITERATIONS, SpectralLinear, SpectralNorms
-
-TEXT_WIDTH = 256
-"""Width of the text features inside G and D, whatever the width of the embedding."""
-
-
-def channels_at(size: int, config: ModelConfig) -> int:
-    """Channels where feature maps are size x size: base_ch at full resolution, doubled per halving, 16-fold at most."""
-    return config.base_ch * min(16, config.resolution // size)
+from toolkit.networks.attention import SelfAttention
+from toolkit.networks.layers import TEXT_WIDTH, SkipExcitation, UpBlock, channels_at
+from toolkit.networks.norms import ConditionalNorm, Modulation
+from toolkit.networks.scale_discriminator import ScaleDiscriminator
+from toolkit.networks.spectral_norm import FIRST_ITERATIONS, SpectralNorms
 
 
 class Generator(nn.Module):
@@ -25,28 +20,46 @@ class Generator(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        sizes = [4 * 2**i for i in range(int(math.log2(config.resolution)) - 1)]
-        widths = [channels_at(size, config) for size in sizes]
+        sides = [4 * 2**i for i in range(int(math.log2(config.resolution)) - 1)]
+        widths = [channels_at(side, config.resolution, config.base_ch) for side in sides]
+        noise = config.g_modulation == "text+noise"
+        read = TEXT_WIDTH + (config.z_dim if noise else 0)
         self.cond_dim = config.cond_dim
         self.text = nn.Sequential(
             nn.Linear(config.cond_dim, TEXT_WIDTH), nn.SiLU(), nn.Linear(TEXT_WIDTH, TEXT_WIDTH), nn.SiLU()
         )
         self.start = nn.Linear(config.z_dim + TEXT_WIDTH, widths[0] * 16)
         self.blocks = nn.ModuleList(
-            UpBlock(before, after, TEXT_WIDTH, config.g_norm) for before, after in zip(widths, widths[1:], strict=False)
+            UpBlock(before, after, read, config.g_norm, config.residual_scale)
+            for before, after in zip(widths, widths[1:], strict=False)
         )
-        self.norm = ConditionalNorm(widths[-1], TEXT_WIDTH, config.g_norm)
+        self.norm = ConditionalNorm(widths[-1], read, config.g_norm)
         self.to_rgb = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        self.register_buffer("identity", identity_of(self.norms()), persistent=False)
+        # What is off by default comes last and draws no random numbers: the weights above keep their seeds.
+        self.modulation = Modulation(self.norms(), TEXT_WIDTH, config.g_text_blocks, noise)
+        self.attention = nn.ModuleDict(
+            {
+                str(i): SelfAttention(width, nn.Conv2d)
+                for i, (side, width) in enumerate(zip(sides, widths, strict=True))
+                if side in config.attention_sides
+            }
+        )
+        gates = zip(widths[:2], widths[-2:], strict=True) if config.skip_excitation else ()
+        self.excitation = nn.ModuleList(SkipExcitation(small, large) for small, large in gates)
 
     def forward(self, z: Tensor, text: Tensor) -> Tensor:
         """z [N, z_dim] normal, text [N, cond_dim] unit length -> images [N, 3, R, R] in [-1, 1]."""
         text = self.text(text * math.sqrt(self.cond_dim))  # unit variance per element, as the layers' init expects
         x = self.start(torch.cat([z, text], dim=1)).unflatten(1, (-1, 4, 4))
-        *pairs, last = affines(self.norms(), text, self.identity)
-        for block, first, second in zip(self.blocks, pairs[::2], pairs[1::2], strict=True):
+        *pairs, last = self.modulation(self.norms(), text, z)
+        small = []  # maps of 4 and 8 pixels, which gate those of R/2 and R
+        for i, (block, first, second) in enumerate(zip(self.blocks, pairs[::2], pairs[1::2], strict=True)):
+            x = self.attention[str(i)](x) if str(i) in self.attention else x
+            small = small if len(small) == len(self.excitation) else [*small, x]
             x = block(x, first, second)
-        return torch.tanh(self.to_rgb(F.relu(self.norm(x, last))))
+            late = i + 2 - len(self.blocks)
+            x = self.excitation[late](small[late], x) if late >= 0 and self.excitation else x
+        return torch.tanh(self.to_rgb(self.norm(x, last)))
 
     def norms(self) -> list[ConditionalNorm]:
         """In the order of the forward pass."""
@@ -77,43 +90,6 @@ class Verdict(NamedTuple):
     """[N, d_scales] for the same pictures with the mismatched captions, if given."""
     features: tuple[Tensor, ...]
     """Feature maps of every block and scale if asked for, else (). Accelerate copies half-precision outputs to fp32."""
-
-
-class ScaleDiscriminator(nn.Module):
-    """ResNet D at one resolution with projection conditioning: logit = w.h(x) + (V text).h(x).
-
-    Miyato & Koyama 2018, arXiv 1802.05637, with an MLP of the text embedding in place of the class embedding.
-    """
-
-    def __init__(self, size: int, config: ModelConfig) -> None:
-        super().__init__()
-        widths = [channels_at(size // 2**i, config) for i in range(1, int(math.log2(size)) - 1)]
-        self.blocks = nn.ModuleList(
-            DownBlock(before, after, first=before == 3) for before, after in zip([3, *widths], widths, strict=False)
-        )
-        self.linear = SpectralLinear(widths[-1], 1)
-        self.text = nn.Sequential(
-            SpectralLinear(config.cond_dim, TEXT_WIDTH),
-            nn.SiLU(),
-            SpectralLinear(TEXT_WIDTH, widths[-1], bias=False),
-        )
-        self.text_scale = math.sqrt(config.cond_dim)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """images [N, 3, S, S] -> pooled features [N, C] and the blocks' feature maps."""
-        maps = []
-        for block in self.blocks:
-            images = block(images)
-            maps.append(images)
-        return F.relu(images).sum(dim=(2, 3)), maps
-
-    def logits(self, pooled: Tensor, texts: Tensor) -> Tensor:
-        """pooled [N, C], texts [K, N, cond_dim] -> [K, N]: the same pictures judged with K captions each.
-
-        All captions in one call: a second one would be judged with other weights, one power iteration on.
-        """
-        projection = (self.text(texts * self.text_scale) * pooled).sum(dim=2) / math.sqrt(pooled.shape[1])
-        return self.linear(pooled).squeeze(1) + projection
 
 
 class Discriminator(nn.Module):
@@ -154,20 +130,20 @@ class Discriminator(nn.Module):
         second = None
         if any(look.mismatched is not None for look in looks):
             second = torch.cat([look.text if look.mismatched is None else look.mismatched for look in looks])
-        whole = self._look_at(Look(*(torch.cat([look[i] for look in looks]) for i in (0, 1)), second))
         counts = [len(look.images) for look in looks]
+        whole = self._look_at(Look(*(torch.cat([look[i] for look in looks]) for i in (0, 1)), second), counts)
         others = [None] * len(looks) if second is None else whole.mismatched.split(counts)
         return tuple(
             Verdict(logits, None if look.mismatched is None else other, ())
             for look, logits, other in zip(looks, whole.logits.split(counts), others, strict=True)
         )
 
-    def _look_at(self, look: Look) -> Verdict:
+    def _look_at(self, look: Look, counts: list[int] | None = None) -> Verdict:
         # The picture's features serve both captions: the second costs next to nothing.
         texts = torch.stack([look.text] if look.mismatched is None else [look.text, look.mismatched])
         logits, features = [], []
         for k, scale in enumerate(self.scales):
-            pooled, maps = scale(F.avg_pool2d(look.images, 2**k) if k else look.images)
+            pooled, maps = scale(F.avg_pool2d(look.images, 2**k) if k else look.images, counts)
             logits.append(scale.logits(pooled, texts))
             features += maps if look.features else []
         by_caption = torch.stack(logits, dim=2)
