@@ -92,6 +92,9 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
     """Adversarial loss of both networks; 'relativistic' pairs each real picture with a generated one."""
     mismatch_weight: float = 1.0
     """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
+    mismatch_cosine: float = 0.999
+    """Another picture's caption counts as different only below this cosine to all of this picture's, above 0 and at most
+    1: near-synonyms are no mismatch. A picture for which none is found takes no part in the mismatch loss of its step."""
     r1_penalty: float = 1.0
     """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off."""
     r2_penalty: float = 0.0
@@ -108,6 +111,10 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
     """Local torchvision VGG-16 state dict (.pth or .safetensors); by default torchvision downloads it."""
     d_steps: int = 1
     """D steps per G step, each on fresh pictures: 1 or 2, up to 8."""
+    mirror: bool = False
+    """Show D each real picture as it is or flipped left to right, with equal chance: a data set of twice the size (the
+    x-flips of StyleGAN2-ADA, arXiv 2006.06676), for pictures and captions that do not tell left from right. Samples,
+    scores and evaluation keep the pictures as they are; diffaug's flip is for real and generated ones alike."""
     diffaug: str = "color,translation,cutout"
     """DiffAugment policy for real and fake: any of color, translation, cutout, flip, joined by commas; '' = off."""
     augment_p: float = 1.0
@@ -187,7 +194,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
             "grad_clip",
         ):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
-        for name in ("lr_g", "lr_d"):
+        for name in ("lr_g", "lr_d", "mismatch_cosine"):
             check(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
         for name in ("beta1", "beta2", "ema_decay"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
