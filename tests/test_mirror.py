@@ -43,8 +43,8 @@ def drawn(count: int, seed: int = 0) -> Tensor:
 def expected(shard_folder: Path, count: int) -> Tensor:
     """uint8 [count, 3, R, R]: by the definition, picture by picture."""
     dataset = ShardDataset(ShardSet(shard_folder), seed=0)
-    pictures = [dataset[position].picture for position in range(count)]
-    return torch.stack([p[:, :, torch.arange(15, -1, -1)] if f else p for p, f in zip(pictures, drawn(count))])
+    pictures, backwards = [dataset[position].picture for position in range(count)], torch.arange(15, -1, -1)
+    return torch.stack([p[:, :, backwards] if f else p for p, f in zip(pictures, drawn(count), strict=True)])
 
 
 def test_off_is_the_pictures_as_they_are(shard_folder):
@@ -86,7 +86,8 @@ def test_micro_batches_workers_and_a_resident_set_change_nothing(shard_folder, o
 
 def test_a_second_process_flips_its_rows_as_one_process_does(shard_folder):
     found = torch.cat(shown(shard_folder, first_row=4, mirror=True, batch_gpu=2)["D"])
-    assert torch.equal(found.view(STEPS, 4, 3, 16, 16), expected(shard_folder, 8 * STEPS).view(STEPS, 8, 3, 16, 16)[:, 4:])
+    whole = expected(shard_folder, 8 * STEPS).view(STEPS, 8, 3, 16, 16)
+    assert torch.equal(found.view(STEPS, 4, 3, 16, 16), whole[:, 4:])
 
 
 @pytest.mark.dist

@@ -24,7 +24,7 @@ POSITIONS = 600
 
 
 def unit(angle: float, plane: int = 0) -> list[float]:
-    """A vector of 8 numbers in one of four planes; two of the same plane have the cosine of their angles' difference."""
+    """A vector of 8 numbers in one of four planes; two of a plane have the cosine of their angles' difference."""
     vector = [0.0] * 8
     vector[2 * plane : 2 * plane + 2] = math.cos(angle), math.sin(angle)
     return vector
@@ -69,7 +69,7 @@ def drawn(shards: ShardSet, cosine: float) -> set[tuple[str, str]]:
 def expected(cosine: float) -> set[tuple[str, str]]:
     """All pairs that the rule allows, from the vectors."""
     pairs = set()
-    for (own, mine), (other, theirs) in itertools.permutations(CAPTIONS.items(), 2):
+    for (own, mine), (_, theirs) in itertools.permutations(CAPTIONS.items(), 2):
         for caption, vector in theirs.items():
             if all(np.dot(vector, own_vector) < cosine for own_vector in mine.values()):
                 pairs.add((own, caption))

@@ -93,8 +93,8 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, ModelConfig):
     mismatch_weight: float = 1.0
     """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
     mismatch_cosine: float = 0.999
-    """Another picture's caption counts as different only below this cosine to all of this picture's, above 0 and at most
-    1: near-synonyms are no mismatch. A picture for which none is found takes no part in the mismatch loss of its step."""
+    """Another picture's caption counts as different only below this cosine to all of this picture's, above 0 and at
+    most 1: near-synonyms are no mismatch. Where none is found the picture takes no part in the mismatch loss."""
     r1_penalty: float = 1.0
     """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off."""
     r2_penalty: float = 0.0

@@ -16,8 +16,9 @@ from toolkit.encoders.text_encoder import DEFAULT_ENCODER
 from toolkit.errors import UserError
 
 SETTINGS = (
-    "input", "size", "format", "quality", "background", "resize_mode", "crops", "min_side", "max_aspect", "keep_originals",
-    "where", "file_column", "caption_column", "class_template", "dedupe", "near", "val_share", "val_out",
+    "input", "size", "format", "quality", "background", "resize_mode", "crops", "min_side", "max_aspect",
+    "keep_originals", "where", "file_column", "caption_column", "class_template", "dedupe", "near", "val_share",
+    "val_out",
 )  # fmt: skip
 """Options in which additions must agree with what is there."""
 
