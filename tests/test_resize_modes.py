@@ -92,7 +92,7 @@ class TestNone:
         for options in ({"quality": 40}, {"progressive": True}, {"subsampling": 0}, {"comment": b"mine"}):
             data = jpeg(pattern(1, 16), **options)
             (tmp_path / "a.jpg").write_bytes(data)
-            assert store_picture(tmp_path / "a.jpg", rules()).members == {"jpg": data}
+            assert store_picture(tmp_path / "a.jpg", rules())[0].members == {"jpg": data}
 
     @pytest.mark.parametrize("kind", ["rotated", "profile", "cmyk", "grey", "png"])
     def test_what_decoders_may_show_in_another_way_is_not(self, tmp_path: Path, kind: str) -> None:
@@ -107,7 +107,7 @@ class TestNone:
             "png": (png := io.BytesIO(), picture.save(png, "PNG"))[0].getvalue(),
         }[kind]
         (tmp_path / "a.jpg").write_bytes(data)
-        kept = store_picture(tmp_path / "a.jpg", rules(quality=100)).members["jpg"]
+        kept = store_picture(tmp_path / "a.jpg", rules(quality=100))[0].members["jpg"]
         opened = Image.open(io.BytesIO(kept))
         assert kept != data and (opened.format, opened.mode) == ("JPEG", "RGB")
         assert not opened.getexif() and "icc_profile" not in opened.info

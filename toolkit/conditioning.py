@@ -14,6 +14,9 @@ class ConditioningOptions:
 
     mismatch_weight: float = 1.0
     """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
+    mismatch_cosine: float = 0.999
+    """Another picture's caption counts as different only below this cosine to all of this picture's, above 0 and at
+    most 1: near-synonyms are no mismatch. Where none is found the picture takes no part in the mismatch loss."""
     g_mismatch_weight: float = 0.0
     """Weight in G's loss of the same on generated pictures: each must fit its own caption better; 0 = off."""
     text_noise: float = 0.0
@@ -29,6 +32,7 @@ class ConditioningOptions:
         """Raises UserError for a value out of range."""
         for name in ("mismatch_weight", "g_mismatch_weight", "text_noise", "unconditional_kimg", "ramp_kimg"):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
+        check(0 < self.mismatch_cosine <= 1, "mismatch_cosine", self.mismatch_cosine, "above 0 and at most 1")
 
     @property
     def mismatches(self) -> bool:

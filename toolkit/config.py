@@ -142,6 +142,10 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     """Local torchvision VGG-16 state dict (.pth or .safetensors); by default torchvision downloads it."""
     d_steps: int = 1
     """D steps per G step, each on fresh pictures: 1 or 2, up to 8."""
+    mirror: bool = False
+    """Show D each real picture as it is or flipped left to right, with equal chance: a data set of twice the size (the
+    x-flips of StyleGAN2-ADA, arXiv 2006.06676), for pictures and captions that do not tell left from right. Samples,
+    scores and evaluation keep the pictures as they are; diffaug's flip is for real and generated ones alike."""
     diffaug: str = "color,translation,cutout"
     """DiffAugment policy for real and fake: any of color, translation, cutout, flip, joined by commas; '' = off."""
     augment_p: float = 1.0

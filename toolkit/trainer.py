@@ -32,7 +32,7 @@ class Trainer:
         self.accelerator, self.shards = accelerator, shards
         self.device = accelerator.device
         self.configure(config)
-        dataset = ShardDataset(shards, config.seed, mismatch=config.mismatches)
+        dataset = ShardDataset(shards, config.seed, config.mismatches, config.mismatch_cosine)
         shown = accelerator.is_main_process
         self.feed = Feed(dataset, config.batch, config.workers, self.device, config.max_bad, config.resident, shown)
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
@@ -117,6 +117,7 @@ class Trainer:
         replaced = (self.feed.bad - bad) / (self.feed.read - read)
         stats = {"bad_samples": torch.full((), replaced, device=self.device)}
         for k, micro_batches in enumerate(ready):
+            micro_batches = [self._mirrored(batch) for batch in micro_batches] if self.config.mirror else micro_batches
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
             stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)
             self.unwrap(self.D).iterate()
@@ -133,6 +134,16 @@ class Trainer:
             self.skipped = not {"grad_norm_d", "grad_norm_g"} <= stats.keys()
             stats["skipped"] = torch.full((), float(self.skipped), device=self.device)
         return stats
+
+    def _mirrored(self, batch: Batch) -> Batch:
+        """The same, each picture flipped left to right or not by (seed, position); `self.position` is the first row's.
+
+        Here, on the device, whatever the pictures were read from: what only looks at data never comes this way.
+        """
+        positions = (self.position + row for row in range(batch.rows.start, batch.rows.stop))
+        flipped = torch.tensor([draws.integer(2, self.config.seed, "mirror", position) for position in positions])
+        chosen = self._moved(flipped.bool()).view(-1, 1, 1, 1)
+        return batch._replace(pictures=torch.where(chosen, batch.pictures.flip(3), batch.pictures))
 
     def _run_phase(self, name: str, loss_of: Callable, micro_batches: list[Batch], noise: draws.StepDraws) -> Scalars:
         """One optimizer step of one network on the sum of its micro-batches; the scalars are their means."""

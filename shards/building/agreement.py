@@ -11,6 +11,8 @@ from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 
 ENCODER_NAME = "encoder.json"
+YOUNGER = {"crops": 1}
+"""Options that older builds do not record, and what they were then."""
 
 
 def load_base(out: Path, settings: dict) -> Manifest:
@@ -43,8 +45,8 @@ def check_encoder(what: str, earlier: EncoderIdentity, identity: EncoderIdentity
 def check_settings(what: str, earlier: dict, settings: dict) -> None:
     """UserError naming the first option of `settings` that was another."""
     for name, value in settings.items():
-        if earlier.get(name) != value:
+        if (before := earlier.get(name, YOUNGER.get(name))) != value:
             raise UserError(
-                f"{what} with --{name} {earlier.get(name)!r}, not {value!r}; choose another --out, the same option, or "
+                f"{what} with --{name} {before!r}, not {value!r}; choose another --out, the same option, or "
                 "--overwrite to build anew"
             )

@@ -110,14 +110,16 @@ def _plan(job: Job, folders: Folders, base: Manifest | None) -> bool:
     job.stop_if_strict(problems)
     if base and not samples:
         print_problems(problems)
-        print(f"{job.out} holds all {len(earlier):,} samples already; nothing to add; {summary(problems)}")
+        print(f"{job.out} holds all {base.samples:,} samples already; nothing to add; {summary(problems)}")
         return False
     if base:
-        print(f"adding {len(samples):,} samples to the {len(earlier):,} of {job.out}")
+        what = "samples" if job.rules.crops == 1 else f"pictures, up to {job.rules.crops} samples each,"
+        print(f"adding {len(samples):,} {what} to the {base.samples:,} of {job.out}")
     if not samples:
         raise UserError(f"no usable sample in {job.pictures}; {summary(problems)}{first_few(problems)}")
     folders.start()
-    publish(folders.building, Outline(job.built_with, *taken, job.per_part, len(samples), problems), samples)
+    outline = Outline(job.built_with, *taken, job.per_part, len(samples), problems, job.rules.crops)
+    publish(folders.building, outline, samples)
     return True
 
 

@@ -16,8 +16,9 @@ from toolkit.encoders.text_encoder import DEFAULT_ENCODER
 from toolkit.errors import UserError
 
 SETTINGS = (
-    "input", "size", "format", "quality", "background", "resize_mode", "min_side", "max_aspect", "keep_originals",
-    "where", "file_column", "caption_column", "class_template", "dedupe", "near", "val_share", "val_out",
+    "input", "size", "format", "quality", "background", "resize_mode", "crops", "min_side", "max_aspect",
+    "keep_originals", "where", "file_column", "caption_column", "class_template", "dedupe", "near", "val_share",
+    "val_out",
 )  # fmt: skip
 """Options in which additions must agree with what is there."""
 
@@ -46,7 +47,8 @@ def _job(options: CreateOptions, share: Share, scan: Callable, part: str, out: P
     record = options.record() | {"val_out": f"this is the {part} part" if options.val_out else "unused"}
     return Job(
         pictures=options.input, out=out, settings={name: record[name] for name in SETTINGS},
-        built_with=record, rules=options.picture_rules, per_part=options.samples_per_shard, workers=options.workers,
+        built_with=record, rules=options.picture_rules, workers=options.workers,
+        per_part=max(1, options.samples_per_shard // options.crops),
         share=share, near_bits=options.near if options.dedupe else None, strict=options.strict,
         overwrite=options.overwrite, scan=scan_part, embed=embed,
     )  # fmt: skip

@@ -24,6 +24,7 @@ class Job:
     """All options that shape the content; those with which an unfinished build was begun must be the same."""
     rules: PictureRules
     per_part: int
+    """Pictures of a shard; with several crops of each it may hold as many times more samples."""
     workers: int
     share: Share
     near_bits: int | None

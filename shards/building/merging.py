@@ -20,8 +20,8 @@ from toolkit.durable import file_sha256
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 
-KEY, PICTURE, CAPTIONS, LOOK = range(4)
-"""Columns of sources.jsonl, a line per sample in the order of their numbers."""
+KEY, PICTURE, CAPTIONS, LOOK, CROP = range(5)
+"""Columns of sources.jsonl, a line per sample in the order of their numbers; the last where there are several crops."""
 
 
 def read_sources(folder: Path) -> Iterator[Source]:
@@ -31,7 +31,8 @@ def read_sources(folder: Path) -> Iterator[Source]:
         with path.open("rb") as file:
             for line in file:
                 row = json.loads(line)
-                yield Source(row[KEY], row[PICTURE], tuple(row[CAPTIONS]), tuple(row[LOOK]))
+                crop = map(tuple, row[CROP:])
+                yield Source(row[KEY], row[PICTURE], tuple(row[CAPTIONS]), tuple(row[LOOK]), *crop)
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged ({error!r}); build the shards anew with --overwrite") from None
 
@@ -60,7 +61,10 @@ def find_near_duplicates(building: Path, parts: range, base: Path | None, bits: 
         pictures += [source.picture for source in record.sources]
     groups = group(np.array(looks, dtype=np.uint64).reshape(-1, 2), bits)
     doubles = {
-        member - start: pictures[members[0]] for members in groups.members for member in members[1:] if member >= start
+        member - start: pictures[members[0]]
+        for members in groups.members
+        for member in members[1:]
+        if member >= start and pictures[member] != pictures[members[0]]
     }
     return doubles, groups.complete
 
@@ -99,7 +103,9 @@ class Merger:
         for position, source in enumerate(record.sources):
             if first := doubles.get(self._seen + position):
                 left_out.add(position)
-                self.problems.append(Problem(source.picture, f"near-duplicate: looks like {first}"))
+                problem = Problem(source.picture, f"near-duplicate: looks like {first}")
+                if problem not in self.problems[-1:]:  # crops of one picture stand side by side
+                    self.problems.append(problem)
             else:
                 sources.append(source)
         self._seen += len(record.sources)
@@ -141,7 +147,8 @@ class Merger:
 
     def _list(self, sources: "Iterator[Source] | list[Source]") -> None:
         for source in sources:
-            self._sources.write(json.dumps(dataclasses.astuple(source)) + "\n")
+            row = dataclasses.astuple(source)
+            self._sources.write(json.dumps(row if source.crop else row[:CROP]) + "\n")
             self._distinct.update(map(hash, source.captions))  # hashes: a million captions would be 100 MB
 
 

@@ -44,6 +44,9 @@ class CreateOptions:
     """For class folders: the caption with {} for the folder's name, e.g. 'a photo of {}'."""
     resize_mode: Literal["crop", "pad", "stretch", "none"] = "crop"
     """Lanczos after cropping to the centre square, padding with --background, or stretching; none: only SIZE x SIZE."""
+    crops: int = 1
+    """Squares stored of a picture that is not square, spread evenly along its long side, each a sample with the same
+    captions, 1 to 100; fewer where neighbours would overlap by over 90 %; default 1: the centre square."""
     min_side: int = 0
     """Pictures with a shorter side are left out, in pixels; default 0: none are."""
     max_aspect: float = 0.0
@@ -55,7 +58,8 @@ class CreateOptions:
     background: str = "white"
     """Colour under transparent pictures and around padded ones: a name or '#rrggbb'; default white."""
     keep_originals: bool = False
-    """Also store each source file as it is, as KEY.original.SUFFIX; training does not read it; default false."""
+    """Also store each source file as it is, as KEY.original.SUFFIX (of several crops with the first); training does not
+    read it; default false."""
     dedupe: bool = False
     """Keep the first of pictures that look alike (shards.report shows them); default false."""
     near: int = 4
@@ -63,11 +67,11 @@ class CreateOptions:
     val_out: Path | None = None
     """A second shard folder, for the validation part: chosen by a hash of the key, the same in every build."""
     val_share: float = 0.05
-    """Share of the samples that goes to --val_out, over 0 and below 1; default 0.05."""
+    """Share of the pictures that goes to --val_out, over 0 and below 1; default 0.05."""
     samples_per_shard: int = 1000
-    """Samples per tar, 1 to 1000000; default 1000."""
+    """Samples per tar, 1 to 1000000, of --crops at most; default 1000."""
     limit: int = 0
-    """Only the first so many samples, sorted by name; default 0: all."""
+    """Only the first so many pictures, sorted by name; default 0: all."""
     strict: bool = False
     """Stop at the first picture, caption or embedding that would be skipped; default false."""
     overwrite: bool = False
@@ -84,6 +88,9 @@ class CreateOptions:
         check(sane, "--samples_per_shard", self.samples_per_shard, "from 1 to 1000000")
         check(self.limit >= 0, "--limit", self.limit, "0 (all) or a number of samples")
         check(0 <= self.workers <= 256, "--workers", self.workers, "0 (automatic) or from 1 to 256")
+        check(1 <= self.crops <= 100, "--crops", self.crops, "from 1 to 100")
+        whole = f"1 with --resize_mode {self.resize_mode}, which keeps pictures whole"
+        check(self.crops == 1 or self.resize_mode == "crop", "--crops", self.crops, whole)
         check(self.min_side >= 0, "--min_side", self.min_side, "0 or a number of pixels")
         check(self.max_aspect == 0 or self.max_aspect >= 1, "--max_aspect", self.max_aspect, "0 (any) or at least 1")
         check(0 <= self.near <= 10, "--near", self.near, "from 0 to 10 bits")
@@ -103,7 +110,7 @@ class CreateOptions:
     def picture_rules(self) -> PictureRules:
         return PictureRules(
             self.size, self.format, self.quality, parse_colour(self.background), self.resize_mode, self.min_side,
-            self.max_aspect, self.keep_originals,
+            self.max_aspect, self.keep_originals, self.crops,
         )  # fmt: skip
 
     def record(self) -> dict:

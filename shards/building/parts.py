@@ -28,6 +28,7 @@ class Part:
     first: int
     """Number of its first sample; one that is left out keeps its number, so that no other part need know."""
     samples: list[Sample]
+    """As found: with `PictureRules.crops` each becomes so many in the shard at most."""
     vectors: "list[np.ndarray | Problem]"
     """Per sample float16 [K, E], unit length, or why there is none."""
 
@@ -41,6 +42,8 @@ class Source:
     captions: tuple[str, ...]
     look: tuple[int, int]
     """Perceptual hash and mean colour of the stored picture."""
+    crop: tuple[int, ...] = ()
+    """As of StoredPicture."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Record:
             if shard and (folder / shard.name).stat().st_size != shard.bytes:
                 return None
             sources = [
-                Source(s["key"], s["picture"], tuple(s["captions"]), tuple(s["look"])) for s in fields["sources"]
+                Source(s["key"], s["picture"], tuple(s["captions"]), tuple(s["look"]), tuple(s.get("crop", ())))
+                for s in fields["sources"]
             ]
             return cls(shard, sources, [Problem(*problem) for problem in fields["skipped"]])
         except (OSError, ValueError, KeyError, TypeError):
@@ -109,9 +113,11 @@ def _write(
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for offset, (sample, vectors) in enumerate(zip(part.samples, part.vectors, strict=True)):
             found = vectors if isinstance(vectors, Problem) else store_picture(pictures / sample.picture, rules)
-            if isinstance(found, StoredPicture):
-                _add(tar, f"{part.first + offset:09d}", _members(sample, found, vectors))
-                sources.append(Source(sample.key, sample.picture, sample.captions, tuple(found.look)))
+            if isinstance(found, list):
+                for number, picture in enumerate(found, part.first + offset * rules.crops):
+                    _add(tar, f"{number:09d}", _members(sample, picture, vectors))
+                    look = tuple(picture.look)
+                    sources.append(Source(sample.key, sample.picture, sample.captions, look, picture.crop))
             else:
                 skipped.append(found if isinstance(found, Problem) else Problem(sample.picture, found))
             tick()
@@ -128,6 +134,7 @@ def seal(tar: Path, number: int, samples: int) -> tuple[ShardFile, np.ndarray]:
 
 def _members(sample: Sample, picture: StoredPicture, vectors: np.ndarray) -> dict[str, bytes]:
     source = {"key": sample.key, "width": picture.width, "height": picture.height}
+    source |= {"crop": picture.crop} if picture.crop else {}
     array = io.BytesIO()
     np.save(array, vectors.astype("<f2"))  # [1, E] for one caption too: others read one shape, or none
     return picture.members | {

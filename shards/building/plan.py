@@ -26,10 +26,12 @@ class Outline:
     first_number: int
     """Number of the first sample, likewise."""
     per_part: int
-    """Samples of a part, before any is left out."""
+    """Samples of a part, before any is left out or becomes several crops."""
     samples: int
     problems: list[Problem]
     """What the captions' side left out."""
+    crops: int = 1
+    """How many samples of the shards each may become."""
 
 
 class Plan:
@@ -65,7 +67,8 @@ class Plan:
 
     def first_number(self, part: int) -> int:
         """The number of a part's first sample."""
-        return self.outline.first_number + (part - self.outline.first_part) * self.outline.per_part
+        before = (part - self.outline.first_part) * self.outline.per_part
+        return self.outline.first_number + before * self.outline.crops
 
     def size(self, part: int) -> int:
         """How many samples a part has."""

@@ -15,6 +15,8 @@ from toolkit.data.tar_index import MAX_MEMBER_BYTES
 
 SUFFIXES = {"jpg": "jpg", "png": "png", "webp": "webp", "raw": "picture.npy"}
 """Storage -> suffix of the member."""
+APART = 10
+"""Neighbouring crops of a picture are at least this part of their side apart: they overlap by 90 % at most."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,25 @@ class PictureRules:
     min_side: int
     max_aspect: float
     keep_originals: bool
+    crops: int = 1
 
 
 class StoredPicture(NamedTuple):
-    """A picture as a shard keeps it."""
+    """A picture, or one of several crops of it, as a shard keeps it."""
 
     members: dict[str, bytes]
-    """Suffix -> content: the square, and the source file if it is kept."""
+    """Suffix -> content: the square, and the source file if it is kept (of several crops with the first)."""
     width: int
     height: int
     """Of the source, upright, in pixels."""
     look: Look
-    """Of the square, for near-duplicates."""
+    """Of the centre square, for near-duplicates: crops of one picture have the same, so they are no duplicates."""
+    crop: tuple[int, ...]
+    """Of several crops: (left, top, right, bottom) in the source, upright, in pixels; else ()."""
 
 
-def store_picture(path: Path, rules: PictureRules) -> StoredPicture | str:
-    """A picture file -> its square, or the reason why it is left out."""
+def store_picture(path: Path, rules: PictureRules) -> list[StoredPicture] | str:
+    """A picture file -> its square or squares, or the reason why it is left out."""
     try:
         if path.stat().st_size > MAX_MEMBER_BYTES:
             return f"bad picture: over {MAX_MEMBER_BYTES:,} bytes"
@@ -61,11 +66,26 @@ def store_picture(path: Path, rules: PictureRules) -> StoredPicture | str:
     else:
         square = fit_square(picture, rules.size, rules.resize_mode, rules.background)
     unchanged = rules.resize_mode == "none" and rules.format == "jpg" and _is_plain_jpeg(source)
-    members = {SUFFIXES[rules.format]: source if unchanged else encode(square, rules.format, rules.quality)}
+    boxes = crop_boxes(*picture.size, rules.crops)
+    squares = [fit_square(picture.crop(box), rules.size) for box in boxes] or [square]
+    stored = [source if unchanged else encode(each, rules.format, rules.quality) for each in squares]
+    members = [{SUFFIXES[rules.format]: data} for data in stored]
     if rules.keep_originals:
         suffix = path.suffix.lower()  # a table may name files of any suffix, those of code too
-        members[f"original{suffix if suffix in PICTURE_SUFFIXES else ''}"] = source
-    return StoredPicture(members, *picture.size, look_of(square))
+        members[0][f"original{suffix if suffix in PICTURE_SUFFIXES else ''}"] = source
+    look = look_of(square)
+    return [StoredPicture(m, *picture.size, look, box) for m, box in zip(members, boxes or [()], strict=True)]
+
+
+def crop_boxes(width: int, height: int, most: int) -> list[tuple[int, int, int, int]]:
+    """Up to `most` squares of the short side spread evenly along the long one, from end to end, in whole pixels.
+
+    Fewer where they would not be APART; where that leaves a single one, none: it is then the centre square's place.
+    """
+    side, overhang = min(width, height), abs(width - height)
+    count = min(most, 1 + overhang // -(-side // APART))
+    starts = [overhang * i // (count - 1) for i in range(count)] if count > 1 else []
+    return [(at, 0, at + side, side) if width > height else (0, at, side, at + side) for at in starts]
 
 
 def encode(picture: Image.Image, storage: str, quality: int) -> bytes:

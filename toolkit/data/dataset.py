@@ -23,7 +23,6 @@ from toolkit.errors import UserError
 
 MISMATCH_TRIES = 16
 """Draws for a caption that differs; with two captions in equal parts the chance to find none is 2^-16."""
-SAME_TEXT_COSINE = 0.999
 BAD_IN_A_ROW = 100
 """Damaged samples in a row after which there is nothing to train on."""
 
@@ -36,7 +35,7 @@ class Item(NamedTuple):
     text: Tensor
     """float32 [E], of the caption drawn for this visit."""
     mismatched: Tensor
-    """float32 [E], a caption of another picture that is none of this picture's."""
+    """float32 [E], a caption of another picture that is none of this picture's, nor a near-synonym of one."""
     differs: float
     """1, or 0 if no such caption was found (then `mismatched` is a copy of `text`)."""
     caption: str
@@ -79,7 +78,7 @@ class Visit(NamedTuple):
     sample: Readable
     caption: int
     other: Readable | None
-    """A sample with a caption that is none of this one's, if one was found."""
+    """A sample with a caption that is none of this one's nor a near-synonym, if one was found."""
     other_caption: int
     damaged: tuple[str, ...]
     """What is wrong with the samples that `sample` stands in for: shard, sample, reason."""
@@ -92,17 +91,20 @@ class Decoded(NamedTuple):
 
 
 class ShardDataset(Dataset):
-    """Position p (0, 1, 2, ... over all epochs) -> Item."""
+    """Position p (0, 1, 2, ... over all epochs) -> Item.
 
-    def __init__(self, shards: ShardSet, seed: int, mismatch: bool = True) -> None:
-        self.shards, self.seed, self.mismatch = shards, seed, mismatch
+    `mismatch_cosine`, in (0, 1]: what is not below it to all of a picture's captions is no mismatched caption.
+    """
+
+    def __init__(self, shards: ShardSet, seed: int, mismatch: bool = True, mismatch_cosine: float = 0.999) -> None:
+        self.shards, self.seed, self.mismatch, self.mismatch_cosine = shards, seed, mismatch, mismatch_cosine
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def __getstate__(self) -> dict:
-        return {name: self.__dict__[name] for name in ("shards", "seed", "mismatch")}  # the cache does not pickle
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}  # the cache does not pickle
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["shards"], state["seed"], state["mismatch"])
+        self.__init__(**state)
 
     def sample_at(self, position: int) -> int:
         """The sample number at a position: each epoch of len(shards) positions is a permutation."""
@@ -154,7 +156,8 @@ class ShardDataset(Dataset):
             except DamagedSample:  # named and counted when its own turn comes
                 continue
             k = draws.integer(len(other.captions), *where, 1)
-            if other.captions[k] not in own.captions and (own.vectors @ other.vectors[k]).max() < SAME_TEXT_COSINE:
+            nearest = (own.vectors @ other.vectors[k]).max()
+            if other.captions[k] not in own.captions and nearest < self.mismatch_cosine:
                 return other, k
         return None, 0
 
