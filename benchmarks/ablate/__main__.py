@@ -1,9 +1,25 @@
 """Command: python -m benchmarks.ablate GRID.yaml -> OUT/results.json, table.md, plot.png, grid.png.
 
-From the repository's root. The same command goes on where it was. docs of the grid: benchmarks/ablate/README.md.
+From the repository's root; the same command goes on where it was. A grid:
+
+    data: data/shards            # for all variants alike
+    test: data/test_shards       # other real pictures, for the floor (may be left out)
+    kimg: 20.48                  # thousand pictures shown to D, equal for all
+    seeds: [0, 1, 2]
+    evaluate: {times: 4, count: 1000, metrics: "fid,kid,precision_recall,diversity,probe", weights: null, layer: 2048}
+    criterion: fid               # what the best are picked by
+    control: base                # what the others are judged against (default: the first)
+    base: {config: configs/t4.yaml, base_ch: 16}
+    variants:
+      base: {}
+      nonsaturating: {loss: nonsaturating, lr_g: 1e-4}
+      seed: {config: configs/seed.yaml}       # instead of the base's config and options
+
+Resolution and width of the embeddings are those of the data. `--table OUT ...` draws committed results again.
 """
 
 import json
+import os
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -12,6 +28,7 @@ from typing import Literal
 
 import torch
 
+from benchmarks.ablate.combine import combine
 from benchmarks.ablate.floor import measure_floor
 from benchmarks.ablate.grid import Grid, read_grid
 from benchmarks.ablate.pictures import draw_pictures
@@ -70,16 +87,21 @@ def main(options: AblateOptions) -> None:
     out = options.out or Path("runs/ablate") / grid.name
     lock = RunLock(out, patience=1)
     clock = Clock(options.minutes)
-    results, missing = run_grid(grid, out, clock, options)
-    if missing:
-        raise UserError(describe_missing(missing))
+    results = run_grid(grid, out, clock, options)
+    if options.combine:
+        found = combine(grid, results, out, lambda *round: run_grid(*round, clock, options), options.alpha)
+        print(f"combined: {found.name}; {out / 'combined.yaml'}")
     lock.release()
 
 
-def run_grid(grid: Grid, out: Path, clock: Clock, options: AblateOptions) -> tuple[Results, list[Job]]:
-    """Everything that is due and fits into the time, then table and pictures of what there is."""
+def run_grid(grid: Grid, out: Path, clock: Clock, options: AblateOptions) -> Results:
+    """Everything that is due and fits into the time, then table and pictures of what there is.
+
+    Raises UserError, after that, if runs are missing.
+    """
     results = start(grid, out)
-    jobs = due(grid, results, out, options.keep, options.retry)
+    threads = max(1, (os.cpu_count() or 1) // options.parallel) if grid.on_gpu else 1
+    jobs = due(grid, results, out, options.retry, threads=threads, keep=options.keep)
     results.write(out)
     if grid.test and results.floor is None:
         results.floor = measure_floor(grid, out)
@@ -88,7 +110,9 @@ def run_grid(grid: Grid, out: Path, clock: Clock, options: AblateOptions) -> tup
     if results.runs:
         render(results, out, options.alpha)
         draw_pictures(grid, results, out)
-    return results, missing
+    if missing:
+        raise UserError(describe_missing(missing))
+    return results
 
 
 def render(results: Results, out: Path, alpha: float) -> None:

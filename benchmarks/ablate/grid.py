@@ -5,7 +5,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -77,7 +77,7 @@ class Grid:
         own = self.variants[variant]
         options = own if "config" in own else {**self.base, **own}
         fixed = {
-            "data": self.data, "out_dir": str(folder), "kimg": f"{self.kimg!r}", "seed": str(seed),
+            "data": self.data, "kimg": f"{self.kimg!r}",
             "resolution": str(self.shards.manifest.resolution), "cond_dim": str(self.shards.manifest.encoder.dimension),
             "metrics": self.evaluate.metrics, "eval_count": str(self.evaluate.count),
             "score_weights": str(self.evaluate.weights or "null"), "score_layer": self.evaluate.layer, "score": "none",
@@ -87,12 +87,14 @@ class Grid:
         if not self.on_gpu and "workers" not in options:
             fixed["workers"] = "0"  # a process of its own would not count as the training's CPU time
         try:
-            config = parse(TrainConfig, [f"--{name}={value}" for name, value in {**options, **fixed}.items()])
+            config = _parse(tuple(f"--{name}={value}" for name, value in {**options, **fixed}.items()))
         except UserError as error:
             raise UserError(f"variant {variant}: {error}") from None
-        config = config.with_numbers()
         every = max(1, round(self.kimg * 1000 / (self.evaluate.times * config.batch * config.d_steps)))
-        return replace(config, eval_every=every, sample_every=every, ckpt_every=every, log_every=max(1, every // LINES))
+        return replace(
+            config, seed=seed, out_dir=str(folder), eval_every=every, sample_every=every, ckpt_every=every,
+            log_every=max(1, every // LINES),
+        )  # fmt: skip
 
     def definition(self, variant: str) -> dict:
         """What the numbers of a variant are a function of, but for the seed. New options with a default that changes
@@ -112,6 +114,11 @@ class Grid:
         if metric is None or metric not in [name.strip() for name in config.metrics.split(",")]:
             raise UserError(f"criterion is '{self.criterion}', which the metrics {config.metrics} do not give")
         return during_training.score_name(config)[0]
+
+
+@cache
+def _parse(flags: tuple[str, ...]) -> TrainConfig:
+    return parse(TrainConfig, list(flags)).with_numbers()
 
 
 def fingerprint(definition: dict) -> str:
@@ -238,11 +245,11 @@ def _options(given: object, where: str, path: Path) -> dict[str, str]:
 
 
 def _place(name: object, path: Path) -> str:
-    """A path from the working directory; else one beside the grid's file; an address as it is."""
+    """A path beside the grid's file, else one from the working directory; an address as it is."""
     if not isinstance(name, str) or not name:
         raise UserError(f"{name!r} is no path")
     beside = path.parent / name
-    return str(beside) if not Path(name).exists() and beside.exists() else name
+    return str(beside) if beside.exists() else name
 
 
 def _map(content: dict, key: str) -> dict:

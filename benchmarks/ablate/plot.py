@@ -27,12 +27,13 @@ def draw_plot(results: Results, path: Path) -> None:
     looks |= {control: ("black", 2.2)}
     for axis, along, title in zip(axes, ("images_seen", "training_seconds"),
                                   ("thousand pictures seen", "seconds of training"), strict=True):  # fmt: skip
-        ends = []
+        ends, lowest = [], []
         for name, (colour, width) in looks.items():
             line = curve(results, name, results.grid["criterion"], along)
             if not line:
                 continue
             places = [point[0] for point in line]
+            lowest.append(min(point[2] for point in line))
             axis.plot(places, [point[1] for point in line], color=colour, linewidth=width, marker=".")
             if name not in rest:
                 axis.fill_between(places, *zip(*(point[2:] for point in line), strict=True), color=colour, alpha=0.12,
@@ -41,8 +42,10 @@ def draw_plot(results: Results, path: Path) -> None:
         axis.set(xlabel=title)
         axis.grid(alpha=0.3)
         axis.margins(x=0.02)
-        if parse(results.grid["criterion"]).lower_is_better and ends:
+        if parse(results.grid["criterion"]).lower_is_better and min(lowest, default=0) > 0:
             axis.set_yscale("log")
+            for of in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                of(lambda value, _: f"{value:.3g}")
         _name_ends(axis, ends)
     axes[0].set_ylabel(results.grid["criterion"])
     grey = f"; grey: {len(rest)} others" if rest else ""

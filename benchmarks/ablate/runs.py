@@ -10,7 +10,7 @@ from threading import Event
 
 from benchmarks.ablate.grid import Grid, fingerprint
 from benchmarks.ablate.results import Results
-from benchmarks.ablate.training import Job
+from benchmarks.ablate.training import Job, begun
 from toolkit.errors import UserError
 
 Runner = Callable[[Job, Event], dict]
@@ -32,25 +32,28 @@ class Clock:
         return float("inf") if self.minutes is None else 60 * self.minutes - (self.now() - self.start)
 
 
-def due(grid: Grid, results: Results, out: Path, keep: bool = False, retry: bool = False) -> list[Job]:
+def due(grid: Grid, results: Results, out: Path, retry: bool = False, **how) -> list[Job]:
     """The runs that results lack: the control's first, all variants by a seed before the next seed. With `retry` those
-    that failed, too. Raises UserError if a variant was measured under the same name as another training."""
+    that failed, too. `how`: further fields of the jobs. Raises UserError if a variant was measured, or begun, under the
+    same name as another training."""
     jobs = []
     definitions = {name: grid.definition(name) for name in grid.order()}
     for seed in grid.seeds:
         for name in grid.order():
-            known = results.find(name, seed)
-            if known is not None and known["definition"] != fingerprint(definitions[name]):
-                raise UserError(_changed(name, known, definitions[name], out))
+            known, definition = results.find(name, seed), definitions[name]
+            if known is not None and known["definition"] != fingerprint(definition):
+                raise UserError(_changed(name, known["options"], definition, out))
             if known is None or (retry and known["status"] == "failed"):
-                folder = out / "runs" / name / f"seed_{seed}"
-                config = grid.config(name, seed, folder)
-                jobs.append(Job(name, seed, config, definitions[name], grid.on_gpu, keep))
+                config = grid.config(name, seed, out / "runs" / name / f"seed_{seed}")
+                job = Job(name, seed, config, definition, grid.on_gpu, **how)
+                if (before := begun(job)["definition"]) != definition:
+                    raise UserError(_changed(name, before["options"], definition, out))
+                jobs.append(job)
     return jobs
 
 
-def _changed(name: str, known: dict, definition: dict, out: Path) -> str:
-    before, now = known["options"], definition["options"]
+def _changed(name: str, before: dict, definition: dict, out: Path) -> str:
+    now = definition["options"]
     what = [
         f"{option} {before.get(option, 'default')} -> {now.get(option, 'default')}"
         for option in dict.fromkeys([*before, *now])
@@ -58,7 +61,7 @@ def _changed(name: str, known: dict, definition: dict, out: Path) -> str:
     ]
     return (
         f"variant {name} was measured as another training ({', '.join(what) or 'other data or another evaluation'}); "
-        f"give the new one another name or --out, or remove its runs from {out}"
+        f"give the new one another name or --out, or remove it from {out / 'results.json'} and {out / 'runs'}"
     )
 
 
@@ -92,7 +95,7 @@ def measure(jobs: list[Job], results: Results, out: Path, runner: Runner, clock:
                     if found["status"] == "interrupted":
                         missing.append(job)
                     else:
-                        results.put(found)
+                        results.put(found | {"parallel": parallel})
                         results.write(out)
                     done += 1
                     _tell(f"[{done}/{len(jobs)}] {job}: {_in_short(found, results)}")

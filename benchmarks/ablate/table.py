@@ -47,7 +47,10 @@ def _row(results: Results, name: str, scores: list[str], verdicts: dict[str, dic
     control = name == results.grid["control"]
     changes = "; ".join(f"{option} {now}" for option, (_, now) in differing(results, name).items())
     finished, failed = len(results.of(name)), len(results.of(name, "failed"))
-    cells = [_mean(values(results, name, score)) + _against(verdicts[score].get(name)) for score in scores]
+    cells = [
+        _mean(values(results, name, score)) + _against(verdicts[score].get(name), score == results.grid["criterion"])
+        for score in scores
+    ]
     runs = f"{finished}" + (f" + {failed} failed" if failed else "")
     title = f"**{name}** (control)" if control else name
     sizes = [_size(results, name, what) for what in ("parameters", "multiply_adds")]
@@ -66,11 +69,13 @@ def _summary(side: Summary) -> str:
     return f"{side.mean:.4g}" + (f" ± {side.deviation:.2g}" if side.deviation is not None else "")
 
 
-def _against(verdict: Verdict | None) -> str:
+def _against(verdict: Verdict | None, in_full: bool) -> str:
+    """Of the criterion always a word, of other scores only where a difference is shown: a row is long enough."""
     if verdict is None:
         return ""
-    word = f"**{verdict.word}**" if verdict.word in ("better", "worse") else verdict.word
-    return f" ({verdict.difference:+.3g}, {word})"
+    shown = verdict.word in ("better", "worse")
+    word = f", **{verdict.word}**" if shown else f", {verdict.word}" if in_full else ""
+    return f" ({verdict.difference:+.3g}{word})"
 
 
 def _floor(results: Results, scores: list[str], width: int) -> list[str]:
@@ -132,13 +137,15 @@ def _notes(results: Results, alpha: float) -> list[str]:
     notes = [
         "value ± sample standard deviation over the seeds, at the end of training (difference to the control, verdict)",
         "better and worse: Welch's t over the seeds, p corrected for the number of variants (Holm), for each score by "
-        f"itself, below {alpha:g}; no difference shown does not mean that there is none",
+        f"itself, below {alpha:g}; no word: not shown, which does not mean that there is none",
         "seconds: training alone, without evaluations, samples and plots (x times the control's)",
         "findings: of how many runs the monitor told a warning",
     ]
     clocks = {run["clock"] for run in results.runs if "clock" in run}
     if "process CPU time" in clocks:
         notes[2] += ", of the process's CPU time"
+    if any(run.get("parallel", 1) > 1 and run.get("clock") == "wall" for run in results.runs):
+        notes.append("several runs shared the device at once: their seconds compare roughly")
     if any(len(results.of(name)) < 3 for name in results.variants()):
         notes.append("fewer than 3 seeds: only a difference many times the noise can be shown")
     return [f"- {note}" for note in notes]

@@ -1,5 +1,6 @@
 """One run of the grid: the command as users start it, and what its folder tells afterwards."""
 
+import json
 import os
 import shutil
 import signal
@@ -41,6 +42,7 @@ class Job:
     config: TrainConfig
     definition: dict
     on_gpu: bool = False
+    threads: int = 1
     keep: bool = False
     """Whether its checkpoints stay; else only the averaged generator does."""
 
@@ -48,27 +50,45 @@ class Job:
     def folder(self) -> Path:
         return Path(self.config.out_dir)
 
+    def beside(self, suffix: str) -> Path:
+        """OUT/runs/VARIANT/seed_0SUFFIX."""
+        return self.folder.with_name(self.folder.name + suffix)
+
     def __str__(self) -> str:
         return f"{self.variant}, seed {self.seed}"
+
+
+def begun(job: Job) -> dict:
+    """What earlier calls noted of a run that has not ended: its definition and the seconds they took."""
+    try:
+        return json.loads(job.beside(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"definition": job.definition, "wall_seconds": 0.0}
+
+
+def _note(job: Job, content: dict) -> None:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(job.beside(".json"), json.dumps(content, indent=1).encode())
 
 
 def train(job: Job, stop: Event) -> dict:
     """Run it, or go on with it, to its end or until `stop`. Returns its record, of status finished, failed or
     interrupted."""
-    start, log = time.monotonic(), job.folder.parent / f"{job.folder.name}.log"
+    start, log, before = time.monotonic(), job.beside(".log"), begun(job)
+    _note(job, before)
     code = _command(job, log, stop)
-    wall = time.monotonic() - start
+    wall = before["wall_seconds"] + time.monotonic() - start
+    _note(job, before | {"wall_seconds": wall})
     if code in STOPPED or code < 0:
         return {"variant": job.variant, "seed": job.seed, "status": "interrupted", "reason": f"exit code {code}"}
     return record(job, code, _last_line(log), wall)
 
 
 def _command(job: Job, log: Path, stop: Event) -> int:
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    config = job.folder.parent / f"{job.folder.name}.yaml"
+    config = job.beside(".yaml")
     write_whole(config, dump(job.config).encode())
     script = REPOSITORY / ("toolkit/train.py" if job.on_gpu else "benchmarks/ablate/clocked_train.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": _python_path()}
     environment |= {} if job.on_gpu else {"ACCELERATE_USE_CPU": "true"}
     environment.setdefault("TEXT_GAN_CACHE", str(job.folder.parents[2].resolve() / "cache"))  # reference features
     with log.open("ab") as told:
