@@ -1,6 +1,7 @@
 """Scores of a generator while it trains: the same engine as `python -m evaluation`, on the training's processes."""
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from evaluation.sources.shard_pictures import shard_pictures
 from evaluation.sources.source import GROUP, Source, chosen
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import sound_numbers
+from toolkit.data.feature_cache import FeatureCache, default_folder
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError, nearest
 from toolkit.launching.processes import Processes
@@ -86,7 +88,9 @@ class TrainingEvaluator:
         until = time.monotonic() + self.config.evaluation_seconds
         if self._evaluator is None:
             self.processes.together(self._open)
-            setting = Setting(self.processes, trainer.device, seed=self.config.seed)
+            # Where TEXT_GAN_CACHE says; else a training writes nothing outside its own folder.
+            cache = FeatureCache(default_folder()) if os.environ.get("TEXT_GAN_CACHE") else None
+            setting = Setting(self.processes, trainer.device, seed=self.config.seed, cache=cache)
             self._evaluator = Evaluator(self.options, self.real, setting)
         fake = self._drawn_by(trainer)
         report = self._evaluator(fake, until)

@@ -1,0 +1,1 @@
+"""Variants of a training against each other: equal pictures seen, several seeds, verdicts against the noise."""
