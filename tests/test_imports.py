@@ -10,11 +10,24 @@ from tests.conftest import REPOSITORY
 
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
-    {"errors", "durable", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "compiling"},
+    {
+        "errors",
+        "durable",
+        "losses",
+        "diffaug",
+        "ema",
+        "draws",
+        "stopping",
+        "phase",
+        "probe",
+        "compiling",
+        "weights_file",
+    },
     {"spectral_norm", "text_tower", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
     {"layers", "npy", "worker_count", "monitor", "addresses", "tar_index", "evaluations", "score_options"},
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
-    {"perceptual", "text_encoder", "models"},
+    {"perceptual", "text_encoder", "frozen_features"},
+    {"models", "clip_guidance"},
     {"shard_format", "inference"},
     {"shard_reader", "checkpoint", "fetching", "shard_cache"},
     {"dataset", "remote_shards", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},

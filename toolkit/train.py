@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from toolkit.checks import memory
 from toolkit.checks.micro_batch import largest_micro_batch
 from toolkit.command_line import dump, run
@@ -21,10 +23,13 @@ from toolkit.run import Run, describe_end
 from toolkit.score import Scoring, SwdScore
 from toolkit.trainer import Trainer
 
+KINDS = (Generator, Discriminator)
+
 
 def main(config: TrainConfig) -> None:
     if config.dry_run:
-        sizes = {kind.__name__: f"{count_parameters(kind(config)):,} parameters" for kind in (Generator, Discriminator)}
+        with torch.device("meta"):
+            sizes = {kind.__name__: f"{count_parameters(kind(config)):,} parameters" for kind in KINDS}
         if config.data and config.evaluates:
             check_evaluation(config.with_numbers(), open_shards(config.data))
         print(dump(config) + "".join(f"# {name}: {size}\n" for name, size in sizes.items()), end="")
@@ -70,7 +75,8 @@ def show_memory(trainer: Trainer, tell: Callable[[str], None]) -> None:
         found = largest_micro_batch(trainer, config.batch // processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
         tell(f"batch_gpu auto: {found} pictures at once, {trainer.parts} times")
-    tell(memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision).describe())
+    encoder = trainer.shards.manifest.encoder.name
+    tell(memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision, encoder).describe())
 
 
 # Evaluation stands above the toolkit; this command alone reaches up to it, when asked to.
