@@ -33,15 +33,8 @@ def trainer(shard_folder: Path, **options) -> Trainer:
     return Trainer(config, Accelerator(cpu=True), ShardSet(shard_folder))
 
 
-OTHER = {
-    "resolution": 32,
-    "base_ch": 8,
-    "z_dim": 9,
-    "cond_dim": 512,
-    "d_scales": 1,
-    "g_norm": "batch",
-    "frozen_backbone": "timm/test_vit",
-}
+OTHER = {"resolution": 32, "base_ch": 8, "z_dim": 9, "cond_dim": 512, "d_scales": 1, "g_norm": "batch"}
+OTHER |= {"frozen_backbone": "timm/test_vit"}
 
 
 @pytest.mark.parametrize("names", [*([name] for name in OTHER), list(OTHER)], ids=lambda names: "+".join(names))

@@ -10,23 +10,11 @@ from tests.conftest import REPOSITORY
 
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
-    {
-        "errors",
-        "durable",
-        "losses",
-        "diffaug",
-        "ema",
-        "draws",
-        "stopping",
-        "phase",
-        "probe",
-        "compiling",
-        "weights_file",
-    },
-    {"spectral_norm", "text_tower", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
-    {"layers", "npy", "worker_count", "monitor", "addresses", "tar_index", "evaluations", "score_options"},
+    {"errors", "durable", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "compiling"},
+    {"spectral_norm", "weights_file", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
+    {"layers", "text_tower", "npy", "worker_count", "monitor", "addresses", "tar_index", "score_options"},
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
-    {"perceptual", "text_encoder", "frozen_features"},
+    {"perceptual", "text_encoder", "frozen_features", "evaluations"},
     {"models", "clip_guidance"},
     {"shard_format", "inference"},
     {"shard_reader", "checkpoint", "fetching", "shard_cache"},

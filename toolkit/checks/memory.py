@@ -90,9 +90,8 @@ def estimate(config: TrainConfig, processes: int, precision: str, encoder: str =
     share, parts = config.with_numbers().per_process(processes)
     # On the meta device: libraries read tensors as they build a network, which fake ones do not allow.
     backbone = weightless_backbone(config.frozen_backbone) if config.frozen_backbone else None
-    guide = (
-        weightless_backbone(f"open_clip/{encoder}") if config.clip_guidance and encoder not in ("", "hashing") else None
-    )
+    guided = config.clip_guidance and encoder not in ("", "hashing")
+    guide = weightless_backbone(f"open_clip/{encoder}") if guided else None
     with FakeTensorMode():
         rehearsal = _Rehearsal(config, precision, backbone and materialised(backbone), guide and materialised(guide))
         G, D = ([*network.parameters()] for network in (rehearsal.G, rehearsal.D))

@@ -48,8 +48,8 @@ def load_clip_guidance(identity: EncoderIdentity, weights: Path | None = None) -
     """
     if identity.name == HashingEncoder.name:
         raise UserError(
-            "clip_guidance compares pictures with their captions in CLIP's space, and the captions of these shards were "
-            "embedded by 'hashing'; embed them with CLIP (python -m shards.embed --data SHARDS), or pass "
+            "clip_guidance compares pictures with captions in CLIP's space, and those of these shards were embedded by "
+            "'hashing'; embed them with CLIP (python -m shards.embed --data SHARDS), or pass "
             "--clip_guidance 0"
         )
     try:

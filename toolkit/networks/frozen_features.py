@@ -28,8 +28,9 @@ WIDTH = 256
 """Channels inside a head, and width of its text features."""
 LARGEST = 224
 """Pixels: a backbone made for more (DINOv2: 518) sees this many where it can, as in evaluation."""
-GRID = 4
-"""A head's mean over positions counts as a sum over GRID x GRID of them, in which ScaleDiscriminator's blocks end."""
+POOLED = 8.0
+"""What a head's mean over positions counts, so that its first logits of photos spread as ScaleDiscriminator's do
+(standard deviation about 1; measured on three timm networks of random weights)."""
 
 
 class Tower(NamedTuple):
@@ -92,7 +93,7 @@ class FrozenHead(nn.Module):
         """Normalised map [N, C, h, w], texts [K, N, cond_dim] unit length -> logits [K, N]."""
         x = RELU_GAIN * F.relu(self.narrow(features))
         x = x + RELU_GAIN * F.relu(self.conv(x))
-        pooled = GRID**2 * x.mean(dim=(2, 3))
+        pooled = POOLED * x.mean(dim=(2, 3))
         projection = (self.text(texts * self.text_scale) * pooled).sum(dim=2) / math.sqrt(WIDTH)
         return self.linear(pooled).squeeze(1) + projection
 

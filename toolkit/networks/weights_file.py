@@ -1,4 +1,4 @@
-"""Files of weights that users bring: read without unpickling anything but tensors, and a fingerprint of what they hold."""
+"""Files of weights that users bring, read without unpickling anything but tensors, and a fingerprint of weights."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over name, shape, type and bytes of each, in the order of their names: equal for a file and a download."""
+    """SHA-256 over name, shape, type and bytes of each, in the order of their names: the same for file and download."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
