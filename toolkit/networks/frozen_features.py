@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.encoders.open_clip_encoder import load_open_clip
+from toolkit.encoders.open_clip_encoder import check_obtainable, load_open_clip
 from toolkit.errors import UserError, nearest
 from toolkit.networks.layers import RELU_GAIN
 from toolkit.networks.spectral_norm import SpectralConv2d, SpectralLinear
@@ -204,6 +204,8 @@ def _load_timm(model: str, weights: Path | None) -> tuple[str, Tower]:
         tensors = None if weights is None else _state_dict(read_tensors(weights))
         names = None if tensors is None else set(tensors)
         overlay = None if tensors is None else {"state_dict": tensors}
+        if tensors is None and (repository := timm.get_pretrained_cfg(model).hf_hub_id):
+            check_obtainable(repository, ("model.safetensors", "pytorch_model.bin"))
         network = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         missing = [] if names is None else [name for name in network.state_dict() if name not in names]
         if missing:  # timm leaves them at random without a word
