@@ -4,11 +4,13 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from evaluation.evaluator import FEWEST, Evaluator, Setting
+from evaluation.judges import refuse_own
 from evaluation.options import MeasureOptions
 from evaluation.run_scores.score_names import parse
 from evaluation.scores import METRICS, named, parse_metrics
@@ -30,6 +32,13 @@ Evaluate = Callable[[Trainer], dict | None]
 def check(config: TrainConfig, shards: ShardSet) -> None:
     """What can be said before anything is loaded. Raises UserError."""
     score_name(config)
+    refuse_own(
+        config.frozen_backbone,
+        shards.manifest.encoder if config.clip_guidance else None,
+        options_of(config),
+        "leave them out of --metrics and --score here, and score by another network afterwards (python -m evaluation "
+        "--clip_model NAME --clip_pretrained TAG, --dinov2_model NAME)",
+    )
     count = min(config.evaluation_count, len(shards))
     if count < FEWEST:
         raise UserError(
@@ -111,7 +120,7 @@ class TrainingEvaluator:
         self.text = torch.stack([one.vectors[0] for one in texts])
 
     def _drawn_by(self, trainer: Trainer) -> Source:
-        return generated_source(
+        source = generated_source(
             trainer.ema.module,
             self.config.z_dim,
             self.config.resolution,
@@ -123,6 +132,7 @@ class TrainingEvaluator:
             self.shards.manifest.encoder,
             self.config.data,
         )
+        return replace(source, frozen_backbone=self.config.frozen_backbone, guided=trainer.guided)
 
 
 def evaluator(config: TrainConfig, shards: ShardSet, processes: Processes) -> Evaluate:

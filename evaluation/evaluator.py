@@ -12,6 +12,7 @@ from evaluation.extractors.clip_images import ClipExtractor, load_clip
 from evaluation.extractors.dinov2 import load_dinov2
 from evaluation.extractors.extractor import Extractor
 from evaluation.extractors.inception import load_inception
+from evaluation.judges import notes_on, refuse_guide, refuse_own
 from evaluation.options import MeasureOptions
 from evaluation.scores import METRICS, Evidence, Scores, Side, named, parse_metrics
 from evaluation.sources.source import Source
@@ -61,12 +62,15 @@ class Evaluator:
         """The report on the main process, None on the others. `until`: see `collect`."""
         main = self.setting.processes.main
         self._check_count(fake, "fake")
+        refuse_own(fake.frozen_backbone, fake.identity if fake.guided else None, self.options)
         if fake.captions is None and (wanting := [n for n in self.metrics if METRICS[n].captions and n != "diversity"]):
             raise UserError(
                 f"{', '.join(wanting)} need captions, and {fake.name} has no captions; put a .txt of the same stem "
                 "beside every picture"
             )
         self.extractors = self.extractors or self.setting.processes.together(self._load)
+        if self.clip is not None and fake.guided and fake.identity is not None:
+            refuse_guide(self.metrics, fake.identity, self.clip)
         real = self._read_reference(until)
         features = collect(fake, self.extractors, self.setting.batch, self.setting.processes, until)
         return self.setting.processes.together(lambda: self._report(fake, real, features) if main else None)
@@ -135,7 +139,7 @@ class Evaluator:
         report = {
             "scores": scores,
             "protocol": self._protocol(fake, of),
-            "notes": notes.of(self.real, fake, of, self.clip) + refused,
+            "notes": notes.of(self.real, fake, of, self.clip) + notes_on(fake, self.clip is not None) + refused,
         }
         report |= {"prompts": list(of.prompts.values())} if of.prompts else {}
         return report | ({"nearest": of.nearest} if of.nearest else {})

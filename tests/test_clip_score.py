@@ -110,9 +110,10 @@ class FakeGenerator:
 
     name = "runs/fake/ckpt_0000001"
     network = Grey(1, 1)
+    guided = False
 
     class config:
-        resolution, z_dim = 16, 4
+        resolution, z_dim, frozen_backbone = 16, 4, ""
 
     def __init__(self, identity: EncoderIdentity) -> None:
         self.identity = identity

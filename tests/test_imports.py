@@ -11,12 +11,12 @@ from tests.conftest import REPOSITORY
 PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "compiling", "norms"},
-    {"spectral_norm", "text_tower", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
-    {"layers", "attention", "npy", "worker_count", "monitor", "addresses", "tar_index", "evaluations"},
+    {"spectral_norm", "weights_file", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
+    {"layers", "attention", "text_tower", "npy", "worker_count", "monitor", "addresses", "tar_index"},
     {"penalty", "conditioning", "score_options"},
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
-    {"perceptual", "text_encoder", "scale_discriminator"},
-    {"models"},
+    {"perceptual", "text_encoder", "frozen_features", "evaluations", "scale_discriminator"},
+    {"models", "clip_guidance"},
     {"shard_format", "inference", "cost"},
     {"shard_reader", "checkpoint", "fetching", "shard_cache"},
     {"dataset", "remote_shards", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},

@@ -1,6 +1,7 @@
 """Every option of a network and of a training run, declared once: field, default, help text, allowed range."""
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -28,7 +29,7 @@ class ModelConfig:
     cond_dim: int = 768
     """Width of the text embeddings: 768 for CLIP ViT-L-14 and for the hashing encoder."""
     d_scales: int = 2
-    """At how many resolutions D looks at a picture: full size, half, quarter, ..."""
+    """At how many resolutions D looks at a picture: full size, half, quarter, ...; 0: by frozen_backbone alone."""
     g_norm: Literal["batch", "group", "instance", "rms", "pixel"] = "batch"
     """G's conditional norm. 'batch' depends on the other pictures of the local batch, and clashes with the relativistic
     loss under R1 and R2; the others do not: results are equal for any number of processes. 'group' and 'instance'
@@ -53,6 +54,9 @@ class ModelConfig:
     picture."""
     d_base_ch: int = 0
     """base_ch of D; 0 = that of G."""
+    frozen_backbone: str = ""
+    """A pretrained network whose frozen features D judges by too: 'timm/NAME' (timm/vit_small_patch14_dinov2.lvd142m)
+    or 'open_clip/MODEL/TAG'. It cannot be the network of a score."""
 
     def __post_init__(self) -> None:
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
@@ -66,11 +70,12 @@ class ModelConfig:
         check(1 <= self.z_dim <= 65536, "z_dim", self.z_dim, "from 1 to 65536")
         check(1 <= self.cond_dim <= 65536, "cond_dim", self.cond_dim, "from 1 to 65536")
         most = int(math.log2(self.resolution)) - 2  # the smallest input is 8x8
+        fewest = 0 if self.frozen_backbone else 1
         check(
-            1 <= self.d_scales <= most,
+            fewest <= self.d_scales <= most,
             "d_scales",
             self.d_scales,
-            f"from 1 to {most} at resolution {self.resolution}",
+            f"from {fewest} to {most} at resolution {self.resolution}",
         )
         sides = [str(4 * 2**i) for i in range(most)]
         check(
@@ -87,10 +92,21 @@ class ModelConfig:
             f"from 1 to {most} at resolution {self.resolution}",
         )
         check(0 <= self.d_base_ch <= 1024, "d_base_ch", self.d_base_ch, "from 1 to 1024, or 0")
+        self._check_backbone()
 
     @property
     def attention_sides(self) -> tuple[int, ...]:
         return tuple(int(side) for side in _names(self.attention))
+
+    def _check_backbone(self) -> None:
+        name = self.frozen_backbone
+        known = not name or re.fullmatch(r"timm/[\w.-]+|open_clip/[\w.-]+/[\w.-]+", name)
+        check(bool(known), "frozen_backbone", name, "'timm/NAME' or 'open_clip/MODEL/TAG'")
+        if "inception_v3" in name:
+            raise UserError(
+                f"frozen_backbone {name}: a G trained against Inception's features has a low FID whatever it draws, "
+                "and FID is reported; choose another backbone"
+            )
 
     def architecture(self) -> "ModelConfig":
         """The network part alone, of a larger config too."""
@@ -140,6 +156,14 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     """Weight in G's loss of the VGG-16 feature distance to the real picture of the same caption; 0 = off."""
     perceptual_weights: str | None = None
     """Local torchvision VGG-16 state dict (.pth or .safetensors); by default torchvision downloads it."""
+    frozen_weights: str | None = None
+    """Local file of frozen_backbone (timm's or open_clip's .safetensors or .pth); by default its library downloads
+    it."""
+    clip_guidance: float = 0.0
+    """Weight in G's loss of the squared angle between picture and caption in the space of the CLIP that embedded the
+    captions; 0 = off."""
+    clip_guidance_weights: str | None = None
+    """Local copy of that CLIP's weights; by default open_clip downloads them."""
     d_steps: int = 1
     """D steps per G step, each on fresh pictures: 1 or 2, up to 8."""
     mirror: bool = False
@@ -217,7 +241,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, "a whole number of at least 0")
         for name in ("seed", "ema_start", "check_ranks_every"):
             check(0 <= getattr(self, name) <= 2**62, name, getattr(self, name), "a whole number of at least 0")
-        for name in ("lecam", "feature_matching", "perceptual", "grad_clip"):
+        for name in ("lecam", "feature_matching", "perceptual", "clip_guidance", "grad_clip"):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
         for name in ("lr_g", "lr_d"):
             check(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
@@ -229,6 +253,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         check(self.batch_gpu in (None, "auto") or self.batch_gpu >= 1, "batch_gpu", self.batch_gpu, "at least 1")
         for name in ("augment_p", "max_bad"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        self._check_frozen()
         check(1 <= self.timeout <= 10**7, "timeout", self.timeout, "at least 1 second")
         check(1 <= self.d_steps <= 8, "d_steps", self.d_steps, "from 1 to 8")
         check(
@@ -241,6 +266,17 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         trackers = [name for name in self.trackers if name not in TRACKER_NAMES]
         check(not trackers, "track", self.track, f"names out of {', '.join(TRACKER_NAMES)}, joined by a comma")
         check(not unknown, "diffaug", self.diffaug, f"names out of {', '.join(DIFFAUG_NAMES)}, joined by commas")
+
+    def _check_frozen(self) -> None:
+        if self.frozen_weights and not self.frozen_backbone:
+            raise UserError(
+                "frozen_weights without frozen_backbone: say of which network (--frozen_backbone timm/NAME)"
+            )
+        if self.d_scales == 0 and (self.r1_penalty or self.r2_penalty):
+            raise UserError(
+                f"r1_penalty {self.r1_penalty}, r2_penalty {self.r2_penalty} with d_scales 0: they differentiate the "
+                "trained discriminator, of which there is none; pass --r1_penalty 0 --r2_penalty 0, or --d_scales 1"
+            )
 
     @property
     def diffaug_names(self) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def examine(report: Report, config: TrainConfig, accelerator) -> str:
     shards = open_data(report, config, accelerator.num_processes)
     if shards is not None:
         check_encoder(report, shards.manifest.encoder)
-        check_memory(report, config, accelerator)
+        check_memory(report, config, accelerator, shards.manifest.encoder.name)
     # One process after the other would be right for shared disks, but the main one's answer is what counts.
     speed = check_folder(report, config) if accelerator.is_main_process else 1.0
     check_scores(report, config, shards)

@@ -34,8 +34,15 @@ class Inputs(NamedTuple):
 class Objective:
     """Both losses of the networks as prepared by Accelerate."""
 
-    def __init__(self, config: TrainConfig, G: nn.Module, D: nn.Module, perceptual: nn.Module | None) -> None:
-        self.config, self.G, self.D, self.perceptual = config, G, D, perceptual
+    def __init__(
+        self,
+        config: TrainConfig,
+        G: nn.Module,
+        D: nn.Module,
+        perceptual: nn.Module | None,
+        guidance: nn.Module | None = None,
+    ) -> None:
+        self.config, self.G, self.D, self.perceptual, self.guidance = config, G, D, perceptual, guidance
         self.shows_real = config.feature_matching > 0 or config.loss == "relativistic"
         """Whether G's phase looks at real pictures too."""
 
@@ -81,10 +88,10 @@ class Objective:
         loss = (adversarial + config.mismatch_weight * mismatch).mean()
         stats = _statistics(adversarial, mismatch, on_real, on_fake)
         if r1_scale:
-            stats["r1"] = losses.gradient_penalty(on_real.logits, real).mean()
+            stats["r1"] = losses.gradient_penalty(self.trained(on_real.logits), real).mean()
             loss = loss + r1_scale * stats["r1"]
         if r2_scale:
-            stats["r2"] = losses.gradient_penalty(on_fake.logits, fake).mean()
+            stats["r2"] = losses.gradient_penalty(self.trained(on_fake.logits), fake).mean()
             loss = loss + r2_scale * stats["r2"]
         if anchors is not None:
             stats["lecam"] = losses.lecam_penalty(on_real.logits, on_fake.logits, tuple(anchors)).mean()
@@ -93,7 +100,7 @@ class Objective:
 
     def generator(self, inputs: Inputs) -> tuple[Tensor, Scalars]:
         """Adversarial term on augmented pictures, and the options: mismatched captions, feature matching, perceptual
-        distance."""
+        distance, CLIP guidance."""
         config, matching = self.config, self.config.feature_matching > 0
         fake = self.G(inputs.z, inputs.text)
         mismatched = inputs.mismatched if config.g_mismatch_weight else None
@@ -115,7 +122,14 @@ class Objective:
         if self.perceptual:
             stats["perceptual"] = self.perceptual(fake, to_float(inputs.pictures)).mean()
             loss = loss + config.perceptual * stats["perceptual"]
+        if self.guidance:
+            stats["clip_distance"] = self.guidance(fake, inputs.text).mean()
+            loss = loss + config.clip_guidance * stats["clip_distance"]
         return loss, stats
+
+    def trained(self, logits: Tensor) -> Tensor:
+        """[N, columns] -> [N, d_scales]: without those of the frozen features, which no penalty differentiates."""
+        return logits[:, : self.config.d_scales] if self.config.frozen_backbone else logits
 
     def augment(self, images: Tensor, numbers: diffaug.Numbers) -> Tensor:
         return diffaug.augment(images, self.config.diffaug_names, *numbers)

@@ -26,6 +26,7 @@ class TrainedGenerator:
 
     def __init__(self, file: GeneratorFile, name: str, device: str | torch.device = "cpu") -> None:
         self.config, self.identity, self.step, self.name = file.config, file.identity, file.step, name
+        self.guided = file.guided
         with torch.device("meta"):  # takes no memory, whatever a config promises that the file does not hold
             self.network = Generator(file.config)
         try:

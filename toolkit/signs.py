@@ -30,7 +30,7 @@ WINDOW = 5
 LOSSES, LOGITS = ("loss_d", "loss_g", "loss_mismatch"), ("logit_real", "logit_fake", "logit_mismatched")
 NORMS = {"grad_norm_d": "D", "grad_norm_g": "G"}
 FINITE = (*LOSSES, "loss_d_max", "loss_g_max", *LOGITS, *NORMS, "loss_scale", "r1", "r2", "lecam", "feature_matching",
-          "perceptual")  # fmt: skip
+          "perceptual", "clip_distance")  # fmt: skip
 """What must be finite. A score or a probe that is not says something of the samples, not of the training."""
 
 

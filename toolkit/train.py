@@ -69,7 +69,8 @@ def show_memory(trainer: Trainer, tell: Callable[[str], None]) -> None:
         found = largest_micro_batch(trainer, config.batch // processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
         tell(f"batch_gpu auto: {found} pictures at once, {trainer.parts} times")
-    tell(memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision).describe())
+    encoder = trainer.shards.manifest.encoder.name
+    tell(memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision, encoder).describe())
 
 
 # Evaluation stands above the toolkit; this command alone reaches up to it, when asked to.

@@ -16,7 +16,9 @@ from toolkit.data.feed import Feed
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.networks import diffaug
+from toolkit.networks.clip_guidance import load_clip_guidance
 from toolkit.networks.ema import EMA
+from toolkit.networks.frozen_features import load_backbone
 from toolkit.networks.models import Discriminator, Generator
 from toolkit.networks.perceptual import PerceptualDistance
 from toolkit.objective import Inputs, Objective, Scalars
@@ -35,17 +37,29 @@ class Trainer:
         dataset = ShardDataset(shards, config.seed, config.mismatches, config.mismatch_cosine)
         shown = accelerator.is_main_process
         self.feed = Feed(dataset, config.batch, config.workers, self.device, config.max_bad, config.resident, shown)
+        frozen_weights, clip_weights, weights = (
+            Path(path) if path else None
+            for path in (config.frozen_weights, config.clip_guidance_weights, config.perceptual_weights)
+        )
+        # Before the seed: to build a pretrained network takes random numbers too.
+        backbone = load_backbone(config.frozen_backbone, frozen_weights) if config.frozen_backbone else None
+        guidance = load_clip_guidance(shards.manifest.encoder, clip_weights) if config.clip_guidance else None
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
-        G, D = (kind(config).to(memory_format=torch.channels_last) for kind in (Generator, Discriminator))
+        G, D = (
+            network.to(memory_format=torch.channels_last)
+            for network in (Generator(config), Discriminator(config, backbone))
+        )
         half_life = config.ema_kimg and config.ema_kimg * 1000
         self.ema = EMA(G, config.ema_decay, config.ema_start, config.ema_ramp, half_life, config.batch)
         self.ema.module.to(self.device)
         self.G, self.D = accelerator.prepare(_synchronised(G, config, accelerator), D)
         self.broken = torch.zeros((), device=self.device)
         self.phases = {"G": self._phase(self.G, config.lr_g), "D": self._phase(self.D, config.lr_d)}
-        weights = Path(config.perceptual_weights) if config.perceptual_weights else None
         perceptual = PerceptualDistance(weights).to(self.device) if config.perceptual else None
-        self.objective = Objective(config, self.G, self.D, perceptual)
+        if guidance is not None:  # under the networks' autocast, and with no more of Accelerate than that
+            guidance = accelerator.prepare_model(guidance, evaluation_mode=True)
+        self.guided = guidance is not None  # CLIP has been in G's loss, now or before the run was resumed
+        self.objective = Objective(config, self.G, self.D, perceptual, guidance)
         if config.compile != "no":
             self.objective.compile(config.compile)
         self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)

@@ -1,12 +1,13 @@
 """What every extractor offers, and the arithmetic that all of them compute with."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from toolkit.networks.weights_file import tensors_sha256
 
 
 class Extractor(Protocol):
@@ -43,8 +44,4 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 def parameters_sha256(network: nn.Module) -> str:
     """SHA-256 over name, shape, type and bytes of each parameter and buffer: the same for a file and for a download."""
-    found = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        found.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+    return tensors_sha256(network.state_dict())

@@ -1,5 +1,6 @@
 """Which kind of source a path or address is, and opening it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,7 +81,7 @@ def _checkpoint(
     if prompts is None:
         raise UserError(f"{path} draws from prompts: give --prompts, a shard folder or a text file")
     captions, text = read_prompts(prompts, generator, count, seed, device, weights)
-    return generated_source(
+    source = generated_source(
         generator.network.to(memory_format=torch.channels_last),  # as in training, to the same bits
         generator.config.z_dim,
         generator.config.resolution,
@@ -93,3 +94,4 @@ def _checkpoint(
         str(prompts),
         size,
     )
+    return replace(source, frozen_backbone=generator.config.frozen_backbone, guided=generator.guided)

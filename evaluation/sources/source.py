@@ -28,6 +28,10 @@ class Source:
     read_fingerprint: Callable[[], str | None] = lambda: None
     identity: EncoderIdentity | None = None
     """The text encoder of a checkpoint."""
+    frozen_backbone: str = ""
+    """The pretrained network on whose features a checkpoint's discriminator was trained."""
+    guided: bool = False
+    """Whether the CLIP of `identity` was in the checkpoint's loss."""
     prompts: str | None = None
     """Where a checkpoint's captions come from."""
 

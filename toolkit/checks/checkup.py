@@ -172,9 +172,9 @@ def check_trackers(report: Report, config: TrainConfig) -> None:
             report.add(OK, "tracker", name if name != "wandb" else f"wandb, {config.wandb_mode}")
 
 
-def check_memory(report: Report, config: TrainConfig, accelerator) -> None:
+def check_memory(report: Report, config: TrainConfig, accelerator, encoder: str = "") -> None:
     """The estimate against the card of this process, or against the machine's memory for all its processes."""
-    found = memory.estimate(config, accelerator.num_processes, accelerator.mixed_precision)
+    found = memory.estimate(config, accelerator.num_processes, accelerator.mixed_precision, encoder)
     if accelerator.device.type == "cuda":
         room, where = torch.cuda.get_device_properties(accelerator.device).total_memory - CARD_EXTRA, "on the card"
     else:

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.config import TrainConfig
 from toolkit.networks import diffaug, losses
+from toolkit.networks.frozen_features import FrozenBackbone, materialised, weightless_backbone
 from toolkit.networks.models import Discriminator, Generator, Look
 from toolkit.networks.perceptual import LAYERS
 
@@ -30,7 +31,7 @@ class MemoryEstimate:
     precision: str
     """'no', 'fp16' or 'bf16'."""
     networks: int
-    """Weights and buffers of G and D, fp32 at any precision; VGG's if `perceptual` is on."""
+    """Weights and buffers of G and D, fp32 at any precision, and of the frozen networks that the options name."""
     average: int
     """The averaged G."""
     moments: int
@@ -71,8 +72,10 @@ class MemoryEstimate:
         )
 
 
-def estimate(config: TrainConfig, processes: int, precision: str) -> MemoryEstimate:
+def estimate(config: TrainConfig, processes: int, precision: str, encoder: str = "") -> MemoryEstimate:
     """What one of `processes` processes needs at `precision` ('no', 'fp16', 'bf16'). Computes and allocates nothing.
+
+    `encoder`, the name of the shards', is needed for `clip_guidance` alone, whose CLIP is not counted without.
 
     Activations are the distinct storages that the forward passes of a phase, and the differentiable backward pass of
     R1 and R2, save for the backward pass: counted on fake tensors at 4 and 8 pictures (whole groups of minibatch_std),
@@ -85,8 +88,12 @@ def estimate(config: TrainConfig, processes: int, precision: str) -> MemoryEstim
     batch_gpu 'auto' counts as the whole share at once. Raises UserError if the batch does not divide.
     """
     share, parts = config.with_numbers().per_process(processes)
+    # On the meta device: libraries read tensors as they build a network, which fake ones do not allow.
+    backbone = weightless_backbone(config.frozen_backbone) if config.frozen_backbone else None
+    guided = config.clip_guidance and encoder not in ("", "hashing")
+    guide = weightless_backbone(f"open_clip/{encoder}") if guided else None
     with FakeTensorMode():
-        rehearsal = _Rehearsal(config, precision)
+        rehearsal = _Rehearsal(config, precision, backbone and materialised(backbone), guide and materialised(guide))
         G, D = ([*network.parameters()] for network in (rehearsal.G, rehearsal.D))
         networks, average = _bytes(rehearsal.held()), _bytes([*G, *rehearsal.G.buffers()])
         phases = [_line(loss_of, rehearsal.held()) for loss_of in (rehearsal.d_loss, rehearsal.g_loss)]
@@ -134,14 +141,17 @@ def _usage(device: torch.device) -> str:
 class _Rehearsal:
     """Both phases' losses as `Trainer` computes them, but for what takes no memory: weights of terms, statistics."""
 
-    def __init__(self, config: TrainConfig, precision: str) -> None:
-        self.config, self.precision = config, precision
-        self.G, self.D = Generator(config), Discriminator(config)
+    def __init__(
+        self, config: TrainConfig, precision: str, backbone: FrozenBackbone | None, guide: FrozenBackbone | None
+    ) -> None:
+        self.config, self.precision, self.guide = config, precision, guide
+        self.G, self.D = Generator(config), Discriminator(config, backbone)
+        self.frozen = [network for network in (backbone, guide) if network is not None]
         self.vgg = _perceptual_layers() if config.perceptual else nn.Sequential()
 
     def held(self) -> list[Tensor]:
         """Weights and buffers: they are there between the steps too."""
-        networks = (self.G, self.D, self.vgg)
+        networks = (self.G, self.D, self.vgg, *self.frozen)
         return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -159,7 +169,11 @@ class _Rehearsal:
             look.images.requires_grad_(look.penalised)
         with self.autocast():
             logits = [verdict.logits.float() for verdict in self.D(*looks)]
-        pairs = [(found, look.images) for found, look in zip(logits, looks, strict=True) if look.penalised]
+        pairs = [
+            (found[:, : config.d_scales], look.images)
+            for found, look in zip(logits, looks, strict=True)
+            if look.penalised
+        ]
         penalty = sum((losses.gradient_penalty(*pair).mean() for pair in pairs), torch.zeros(()))
         return losses.discriminator_loss(*logits, config.loss).mean() + penalty
 
@@ -175,6 +189,9 @@ class _Rehearsal:
             loss = loss + losses.feature_matching(tuple(map.detach() for map in features), features)
         if config.perceptual:
             loss = loss + self._perceptual(fake)
+        if self.guide is not None:
+            with self.autocast():
+                loss = loss + self.guide.network(self.guide.input(fake)).float().square().mean()
         self.D.requires_grad_(True)
         return loss
 

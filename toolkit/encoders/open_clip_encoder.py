@@ -161,20 +161,26 @@ def _check_known(word: str, valid: list[str], what: str) -> None:
 
 
 def _check_obtainable(source: str) -> None:
-    """OSError unless the weights are in huggingface_hub's cache or their server answers; `source`: 'owner/name/file'.
-
-    One question without retries: open_clip would ask six times for each of two files, for a minute in all.
-    """
-    import huggingface_hub
+    """OSError unless the weights of `source`, 'owner/name/file' or 'owner/name/', can be had."""
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
     repository, _, file = source.rpartition("/")
     files = (f"{Path(file).stem}.safetensors", file) if file else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+    check_obtainable(repository, files)
+
+
+def check_obtainable(repository: str, files: tuple[str, ...]) -> None:
+    """OSError unless one of the files is in huggingface_hub's cache or its server answers.
+
+    One question without retries: open_clip and timm would ask six times for each of two files, for a minute in all.
+    """
+    import huggingface_hub
+
     if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name), str) for name in files):
         return
     try:
         huggingface_hub.file_exists(repository, files[-1])
     except huggingface_hub.errors.HfHubHTTPError:
-        return  # a refusal is an answer too: open_clip finds out the rest
+        return  # a refusal is an answer too: who downloads finds out the rest
     except Exception as error:  # of the HTTP library, which changes between versions of huggingface_hub
         raise OSError(f"the weights are not in the cache and the server cannot be reached ({error})") from None

@@ -5,12 +5,13 @@ that token enters the vector, so the columns behind the last pooled token of a b
 `encode_text` adds all 77 positions; here it runs with its position table and its mask shortened.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from toolkit.networks.weights_file import tensors_sha256
 
 
 class _Causal(NamedTuple):
@@ -64,13 +65,10 @@ class TextTower(nn.Module):
 
         The picture's half, the logit's scale and CoCa's decoder stay out: no text vector depends on them.
         """
-        found, state = hashlib.sha256(), self.model.state_dict()
+        state = self.model.state_dict()
         own = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
         own = own or {name: value for name, value in state.items() if not name.startswith(("visual.", "logit_"))}
-        for name, value in sorted(own.items()):
-            found.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
-            found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return found.hexdigest()
+        return tensors_sha256(own)
 
 
 def _causal(model: nn.Module) -> _Causal | None:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.config import ModelConfig
+from toolkit.networks.frozen_features import weightless_backbone
 from toolkit.networks.models import Discriminator, Generator, Look, count_parameters
 
 
@@ -19,12 +20,14 @@ def count_operations(network: nn.Module, *inputs: Any) -> int:
 
 
 def describe_networks(config: ModelConfig) -> list[str]:
-    """A line for each network: weights, and multiply-adds of one picture, which is drawn and judged for that."""
-    z, text = torch.zeros(1, config.z_dim), torch.zeros(1, config.cond_dim)
-    images = torch.zeros(1, 3, config.resolution, config.resolution)
-    lines = []
-    for kind, inputs in ((Generator, (z, text)), (Discriminator, (Look(images, text),))):
-        network = kind(config)
-        cost = count_operations(network, *inputs) / 1e9
-        lines.append(f"{kind.__name__}: {count_parameters(network):,} parameters, {cost:,.3f} GMACs a picture")
-    return lines
+    """A line for each network: weights, and multiply-adds of one picture. Computes and allocates nothing."""
+    with torch.device("meta"):
+        z, text = torch.zeros(1, config.z_dim), torch.zeros(1, config.cond_dim)
+        images = torch.zeros(1, 3, config.resolution, config.resolution)
+        backbone = weightless_backbone(config.frozen_backbone) if config.frozen_backbone else None
+        networks = {Generator(config): (z, text), Discriminator(config, backbone): (Look(images, text),)}
+        costs = [count_operations(network, *inputs) / 1e9 for network, inputs in networks.items()]
+    return [
+        f"{type(network).__name__}: {count_parameters(network):,} parameters, {cost:,.3f} GMACs a picture"
+        for network, cost in zip(networks, costs, strict=True)
+    ]

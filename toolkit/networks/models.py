@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from toolkit.config import ModelConfig
 from toolkit.networks.attention import SelfAttention
+from toolkit.networks.frozen_features import FrozenBackbone, FrozenDiscriminator, weightless_backbone
 from toolkit.networks.layers import TEXT_WIDTH, SkipExcitation, UpBlock, channels_at
 from toolkit.networks.norms import ConditionalNorm, Modulation
 from toolkit.networks.scale_discriminator import ScaleDiscriminator
@@ -82,29 +83,34 @@ class Look(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What D says of a look, one column per scale."""
+    """What D says of a look, one column per scale, and behind them one per depth of the frozen backbone."""
 
     logits: Tensor
-    """[N, d_scales]: real and fitting its caption (high) or not (low)."""
+    """[N, columns]: real and fitting its caption (high) or not (low)."""
     mismatched: Tensor | None
-    """[N, d_scales] for the same pictures with the mismatched captions, if given."""
+    """[N, columns] for the same pictures with the mismatched captions, if given."""
     features: tuple[Tensor, ...]
     """Feature maps of every block and scale if asked for, else (). Accelerate copies half-precision outputs to fp32."""
 
 
 class Discriminator(nn.Module):
-    """D at `d_scales` resolutions, each an independent ResNet on the average-pooled picture.
+    """D at `d_scales` resolutions, each an independent ResNet on the average-pooled picture; with `frozen_backbone`
+    beside them (with `d_scales` 0 instead of them) heads on the features of a pretrained network.
 
     Its spectral norms move once per training step, when `iterate` is called after D's weights have changed, never by
     themselves in a forward: each micro-batch would be judged with slightly other weights, accumulated gradients would
     differ from those of the whole batch (by 0.5 % here), and G's phase would change D.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, backbone: FrozenBackbone | None = None) -> None:
+        """Without `backbone` the config's has no weights: such a D can be counted and saved, but not asked."""
         super().__init__()
         self.scales = nn.ModuleList(
             ScaleDiscriminator(config.resolution // 2**k, config) for k in range(config.d_scales)
         )
+        self.frozen = None
+        if config.frozen_backbone:
+            self.frozen = FrozenDiscriminator(backbone or weightless_backbone(config.frozen_backbone), config.cond_dim)
         self.norms = SpectralNorms(self)
         self.iterate(FIRST_ITERATIONS)
 
@@ -119,35 +125,43 @@ class Discriminator(nn.Module):
             return self._judge_together(looks)
         return tuple(self._judge(look) for look in looks)
 
-    def _judge(self, look: Look) -> Verdict:
+    def _judge(self, look: Look, counts: list[int] | None = None) -> Verdict:
+        """`counts`: how many pictures of each look, where several are judged as one."""
+        # The picture's features serve both captions: the second costs next to nothing.
+        texts = torch.stack([look.text] if look.mismatched is None else [look.text, look.mismatched])
         if not look.penalised:
-            return self._look_at(look)
-        # From within: around a network prepared by Accelerate it would have no effect.
-        with torch.autocast(look.images.device.type, enabled=False):
-            return self._look_at(look._replace(images=look.images.to(self.scales[0].linear.bias.dtype)))
+            logits, features = self._by_scales(look, texts, counts)
+        else:
+            # From within: around a network prepared by Accelerate it would have no effect.
+            with torch.autocast(look.images.device.type, enabled=False):
+                exact = look._replace(images=look.images.to(self.scales[0].linear.bias.dtype))
+                logits, features = self._by_scales(exact, texts, counts)
+        if self.frozen is not None:
+            # R1 and R2 are of the trained columns: fused attention has no second derivative.
+            more, maps = self.frozen(look.images.detach() if look.penalised else look.images, texts)
+            logits, features = [*logits, *more], [*features, *maps] if look.features else []
+        by_caption = torch.stack(logits, dim=2)
+        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], tuple(features))
 
     def _judge_together(self, looks: tuple[Look, ...]) -> tuple[Verdict, ...]:
         second = None
         if any(look.mismatched is not None for look in looks):
             second = torch.cat([look.text if look.mismatched is None else look.mismatched for look in looks])
         counts = [len(look.images) for look in looks]
-        whole = self._look_at(Look(*(torch.cat([look[i] for look in looks]) for i in (0, 1)), second), counts)
+        whole = self._judge(Look(*(torch.cat([look[i] for look in looks]) for i in (0, 1)), second), counts)
         others = [None] * len(looks) if second is None else whole.mismatched.split(counts)
         return tuple(
             Verdict(logits, None if look.mismatched is None else other, ())
             for look, logits, other in zip(looks, whole.logits.split(counts), others, strict=True)
         )
 
-    def _look_at(self, look: Look, counts: list[int] | None = None) -> Verdict:
-        # The picture's features serve both captions: the second costs next to nothing.
-        texts = torch.stack([look.text] if look.mismatched is None else [look.text, look.mismatched])
+    def _by_scales(self, look: Look, texts: Tensor, counts: list[int] | None) -> tuple[list[Tensor], list[Tensor]]:
         logits, features = [], []
         for k, scale in enumerate(self.scales):
             pooled, maps = scale(F.avg_pool2d(look.images, 2**k) if k else look.images, counts)
             logits.append(scale.logits(pooled, texts))
             features += maps if look.features else []
-        by_caption = torch.stack(logits, dim=2)
-        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], tuple(features))
+        return logits, features
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,14 +1,13 @@
 """Perceptual distance of VGG-16 features (Johnson et al. 2016, arXiv 1603.08155), an option of G's loss."""
 
-import functools
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
+from toolkit.networks.weights_file import read_tensors
 
 LAYERS = (8, 15, 22)
 """relu2_2, relu3_3, relu4_3 in torchvision's `vgg16().features`."""
@@ -47,6 +46,4 @@ class PerceptualDistance(nn.Module):
 
 def _read_features(path: Path) -> dict[str, Tensor]:
     """The convolutional part of a torchvision VGG-16 state dict; the classifier may be absent."""
-    load = load_file if path.suffix == ".safetensors" else functools.partial(torch.load, weights_only=True)
-    state = load(path)
-    return {name[9:]: value for name, value in state.items() if name.startswith("features.")}
+    return {name[9:]: value for name, value in read_tensors(path).items() if name.startswith("features.")}

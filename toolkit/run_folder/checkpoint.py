@@ -38,6 +38,8 @@ class GeneratorFile(NamedTuple):
     config: ModelConfig
     identity: EncoderIdentity
     step: int
+    guided: bool = False
+    """Whether the CLIP of `identity` was in G's loss: no judge of its pictures."""
 
 
 class Snapshot(NamedTuple):
@@ -131,7 +133,9 @@ def load_generator_file(path: Path) -> GeneratorFile:
             about = json.loads((file.metadata() or {})["toolkit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         identity = EncoderIdentity.from_json(about["encoder"])
-        return GeneratorFile(tensors, ModelConfig(**about["config"]), identity, int(about["step"]))
+        return GeneratorFile(
+            tensors, ModelConfig(**about["config"]), identity, int(about["step"]), bool(about.get("guided"))
+        )
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no generator of this toolkit ({error!r})") from None
 
@@ -184,6 +188,7 @@ def _save_generator(generator: GeneratorFile, path: Path) -> None:
         "encoder": dataclasses.asdict(generator.identity),
         "step": generator.step,
     }
+    about |= {"guided": True} if generator.guided else {}
     save_file(generator.tensors, path, {"toolkit": json.dumps(about)})  # one entry: the order of several is random
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
+from toolkit.networks.frozen_features import FrozenBackbone
 from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot
 
 
@@ -16,6 +17,7 @@ def take_snapshot(trainer) -> Snapshot:
         trainer.config.architecture(),
         trainer.shards.manifest.encoder,
         trainer.step_number,
+        trainer.guided,
     )
     networks = {
         f"{name}.{key}": value
@@ -42,6 +44,7 @@ def take_snapshot(trainer) -> Snapshot:
         "wandb_run_id": trainer.wandb_run_id,
         "config": dataclasses.asdict(trainer.config),
     }
+    state |= {"frozen_sha256": _backbone(trainer).sha256} if trainer.config.frozen_backbone else {}
     return Snapshot(generator, networks, optimizers, state)
 
 
@@ -80,6 +83,7 @@ def _restore(trainer, snapshot: Snapshot) -> list[str]:
         _restore_optimizer(phase.optimizer, _below(snapshot.optimizers, name))
     trainer.step_number = snapshot.state["step"]
     trainer.position = snapshot.state["position"]
+    trainer.guided = trainer.config.clip_guidance > 0 or snapshot.generator.guided
     before, now = snapshot.state["config"], dataclasses.asdict(trainer.config)
     changed = [name for name in now if name in before and before[name] != now[name] and name not in PLACES]
     for name in LATER:
@@ -108,6 +112,11 @@ def _refuse_other(trainer, snapshot: Snapshot) -> None:
             f"the checkpoint has another architecture ({'; '.join(different)}); resume with its own values or start "
             "anew in another --out_dir"
         )
+    if trainer.config.frozen_backbone and _backbone(trainer).sha256 != (theirs := snapshot.state["frozen_sha256"]):
+        raise UserError(
+            f"the checkpoint's D was trained on other weights of {trainer.config.frozen_backbone} (SHA-256 "
+            f"{theirs[:12]}, here {_backbone(trainer).sha256[:12]}); give those with --frozen_weights"
+        )
     manifest = trainer.shards.manifest
     if encoder := snapshot.generator.identity.difference(manifest.encoder):
         raise UserError(f"the checkpoint was trained on embeddings of another encoder: {encoder}")
@@ -116,6 +125,10 @@ def _refuse_other(trainer, snapshot: Snapshot) -> None:
             f"the shards in {trainer.config.data} are not those the checkpoint was trained on "
             f"(fingerprint {manifest.fingerprint[:12]}, then {snapshot.state['data_fingerprint'][:12]}); use those"
         )
+
+
+def _backbone(trainer) -> FrozenBackbone:
+    return trainer.unwrap(trainer.D).frozen.backbone
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
