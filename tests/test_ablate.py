@@ -18,14 +18,13 @@ from scipy.stats import ttest_ind
 from benchmarks.ablate import __main__ as command
 from benchmarks.ablate import pack, training
 from benchmarks.ablate.combine import combine
-from benchmarks.ablate.cost import costs
 from benchmarks.ablate.grid import Grid, fingerprint, read_grid
 from benchmarks.ablate.pack import pack_best, pack_shards, pack_weights, unpack_weights
 from benchmarks.ablate.plot import curve, draw_plot
 from benchmarks.ablate.results import Results, merge, read, start
 from benchmarks.ablate.runs import Clock, due, expected, measure
 from benchmarks.ablate.table import draw_table, ranked
-from benchmarks.ablate.training import Job, record, seconds_per_kimg
+from benchmarks.ablate.training import Job, costs_of, record, seconds_per_kimg
 from benchmarks.ablate.verdicts import judge
 from tests.conftest import REPOSITORY
 from tests.inception_files import write_random
@@ -429,7 +428,7 @@ class TestRecords:
 
     def test_multiply_adds_of_layers_that_can_be_counted_by_hand(self):
         """G at 16 px, 4 channels: text 768 x 256 + 256 x 256, start, two up-blocks, norms, to_rgb."""
-        found = costs(ModelConfig(resolution=16, base_ch=4, z_dim=8, d_scales=1))
+        found = costs_of(ModelConfig(resolution=16, base_ch=4, z_dim=8, d_scales=1))
         widths = [16, 8, 4]
         G = 768 * 256 + 256 * 256 + (8 + 256) * widths[0] * 16 + 4 * 3 * 9 * 256
         G += sum(256 * 2 * c for pair in ((16, 8), (8, 4)) for c in pair) + 256 * 2 * 4

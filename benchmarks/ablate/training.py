@@ -16,12 +16,12 @@ from threading import Event
 import torch
 
 import toolkit
-from benchmarks.ablate.cost import costs
 from benchmarks.ablate.grid import fingerprint
 from evaluation.run_scores.reading import read_evaluations
 from toolkit.command_line import dump
 from toolkit.config import ModelConfig, TrainConfig
 from toolkit.durable import write_whole
+from toolkit.networks.cost import Cost, costs
 from toolkit.run_folder.checkpoint import GENERATOR, checkpoints
 from toolkit.run_folder.plots import split_attempts
 from toolkit.run_folder.records import read_events, read_log
@@ -192,7 +192,9 @@ def _keep_generator(folder: Path) -> None:
 
 @cache
 def costs_of(architecture: ModelConfig) -> dict:
-    return costs(architecture)
+    """{"parameters": {"G", "D"}, "multiply_adds": {"G", "D"}}, the latter of one picture."""
+    found = costs(architecture).items()
+    return {field: {name: getattr(cost, field) for name, cost in found} for field in Cost._fields}
 
 
 def device_name(on_gpu: bool) -> str:

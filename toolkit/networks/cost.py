@@ -1,6 +1,6 @@
 """What the networks cost: weights, and multiplications of one picture."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +11,15 @@ from toolkit.networks.frozen_features import weightless_backbone
 from toolkit.networks.models import Discriminator, Generator, Look, count_parameters
 
 
+class Cost(NamedTuple):
+    """Of one network."""
+
+    parameters: int
+    """That are trained: a frozen backbone has none."""
+    multiply_adds: int
+    """In one forward pass over one picture."""
+
+
 @torch.no_grad()
 def count_operations(network: nn.Module, *inputs: Any) -> int:
     """Multiply-adds of one forward pass of `network` on `inputs`: those of its convolutions and matrix products."""
@@ -19,15 +28,23 @@ def count_operations(network: nn.Module, *inputs: Any) -> int:
     return counter.get_total_flops() // 2  # it counts multiplications and additions apart
 
 
-def describe_networks(config: ModelConfig) -> list[str]:
-    """A line for each network: weights, and multiply-adds of one picture. Computes and allocates nothing."""
+def costs(config: ModelConfig) -> dict[str, Cost]:
+    """Of "G" and "D", one picture drawn and judged. Computes and allocates nothing."""
     with torch.device("meta"):
         z, text = torch.zeros(1, config.z_dim), torch.zeros(1, config.cond_dim)
         images = torch.zeros(1, 3, config.resolution, config.resolution)
         backbone = weightless_backbone(config.frozen_backbone) if config.frozen_backbone else None
-        networks = {Generator(config): (z, text), Discriminator(config, backbone): (Look(images, text),)}
-        costs = [count_operations(network, *inputs) / 1e9 for network, inputs in networks.items()]
+        G, D = Generator(config), Discriminator(config, backbone)
+        return {
+            "G": Cost(count_parameters(G), count_operations(G, z, text)),
+            "D": Cost(count_parameters(D), count_operations(D, Look(images, text))),
+        }
+
+
+def describe_networks(config: ModelConfig) -> list[str]:
+    """A line for each network."""
+    names = {"G": "Generator", "D": "Discriminator"}
     return [
-        f"{type(network).__name__}: {count_parameters(network):,} parameters, {cost:,.3f} GMACs a picture"
-        for network, cost in zip(networks, costs, strict=True)
+        f"{names[name]}: {cost.parameters:,} parameters, {cost.multiply_adds / 1e9:,.3f} GMACs a picture"
+        for name, cost in costs(config).items()
     ]
