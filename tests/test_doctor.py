@@ -244,7 +244,7 @@ def test_the_estimate_is_held_against_the_memory_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     options = {**TINY, "batch": 64}
     needed = checkup.memory.estimate(TrainConfig(**options), 1, "no")
-    monkeypatch.setattr(checkup.memory, "estimate", lambda config, processes, precision: needed)
+    monkeypatch.setattr(checkup.memory, "estimate", lambda config, processes, precision, encoder: needed)
     cases = [
         (needed.total() + 1, None, OK, "room for about 64 pictures"),
         (needed.total() - 1, None, FAIL, "try --batch_gpu 32 or --mixed_precision fp16"),
