@@ -32,7 +32,7 @@ class MemoryEstimate:
     networks: int
     """Weights and buffers of G and D, fp32 at any precision; VGG's if `perceptual` is on."""
     average: int
-    """The averaged G."""
+    """The averaged G, and that of each further average."""
     moments: int
     """Adam's two per weight."""
     gradients: int
@@ -89,6 +89,7 @@ def estimate(config: TrainConfig, processes: int, precision: str) -> MemoryEstim
         rehearsal = _Rehearsal(config, precision)
         G, D = ([*network.parameters()] for network in (rehearsal.G, rehearsal.D))
         networks, average = _bytes(rehearsal.held()), _bytes([*G, *rehearsal.G.buffers()])
+        average *= 1 + len(config.profiles)
         phases = [_line(loss_of, rehearsal.held()) for loss_of in (rehearsal.d_loss, rehearsal.g_loss)]
     gradients = _bytes(G + D) if processes > 1 else max(_bytes(G), _bytes(D))
     return MemoryEstimate(share // parts, precision, networks, average, 2 * _bytes(G + D), gradients, *phases)
