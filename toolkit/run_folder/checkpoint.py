@@ -196,6 +196,7 @@ def copy_generator(source: Path, target: Path) -> None:
     staged = target.with_name(f".{target.name}.tmp")
     try:
         _save_generator(load_generator_file(source), staged, note_main=True)
+        staged.chmod(source.stat().st_mode)  # safetensors writes for its owner alone
         flush_to_disk(staged)
         staged.replace(target)
         flush_to_disk(target.parent)
