@@ -13,7 +13,7 @@ from evaluation.evaluator import FEWEST, Evaluator, Setting
 from evaluation.judges import refuse_own
 from evaluation.options import MeasureOptions
 from evaluation.run_scores.score_names import parse
-from evaluation.scores import METRICS, named, parse_metrics
+from evaluation.scores import metric_giving, named, parse_metrics
 from evaluation.scoring import with_pictures
 from evaluation.sources.generated import generated_source
 from evaluation.sources.shard_pictures import shard_pictures
@@ -22,7 +22,7 @@ from toolkit.config import TrainConfig
 from toolkit.data.dataset import sound_numbers
 from toolkit.data.feature_cache import FeatureCache, default_folder
 from toolkit.data.shard_reader import ShardSet
-from toolkit.errors import UserError, nearest
+from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
 from toolkit.trainer import Trainer
 
@@ -61,13 +61,7 @@ def metric_of(config: TrainConfig) -> str | None:
     """The metric that gives the config's score; None for swd and none. Raises UserError for an unknown one."""
     if config.score in ("none", "swd"):
         return None
-    metric = next((name for name in METRICS if config.score in METRICS[name].gives), None)
-    if metric is None:
-        known = ["none", "swd", *itertools.chain.from_iterable(metric.gives for metric in METRICS.values())]
-        raise UserError(
-            f"unknown score '{config.score}'{nearest(config.score, known)}; it is one of {', '.join(known)}"
-        )
-    return metric
+    return metric_giving(config.score, others=("none", "swd"))
 
 
 def score_name(config: TrainConfig) -> tuple[str, bool]:

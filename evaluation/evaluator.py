@@ -177,6 +177,7 @@ class Evaluator:
             "batch": setting.batch,
             "metrics": of.details,
         }
+        common |= {"truncation": fake.truncation} if fake.truncation != 1 else {}  # reports without it compare as ever
         for extractor in self.extractors:
             common[extractor.taps[0].split("_")[0]] = extractor.protocol()
         return common

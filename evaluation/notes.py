@@ -23,6 +23,8 @@ def of(real: Source | None, fake: Source, evidence: Evidence, clip: ClipExtracto
             f"Inception Score biased low: N < {CUSTOMARY_COUNT:,} ({fake.count:,}); compare only with values at equal N"
         )
     found += _of_collapse(evidence)
+    if fake.truncation != 1:
+        found.append(f"truncated: noise x {fake.truncation:g}; compare only with values of equal truncation")
     if clip is not None and fake.identity is not None and clip.is_encoder(fake.identity):
         found.append("self-serving: this CLIP also conditions the generator; score with another one")
     return found

@@ -8,12 +8,9 @@ from toolkit.errors import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class FakeOptions:
-    """What is scored, and which pictures of it."""
+class DrawingOptions:
+    """Which pictures of a source are taken, or drawn if it is a checkpoint."""
 
-    fake: str
-    """What is scored: a checkpoint (ckpt_* folder, run folder, RUN/best or generator.safetensors), a shard folder
-    (local or an address), or a picture folder (captions: a .txt of the same stem each)."""
     count: int | None = None
     """Pictures, drawn by seed (default: all; a checkpoint draws as many as the reference has, or one a prompt)."""
     size: int | None = None
@@ -23,6 +20,8 @@ class FakeOptions:
     if it is shards)."""
     encoder_weights: Path | None = None
     """Local weights of the checkpoint's text encoder, for prompts from a text file."""
+    truncation: float = 1.0
+    """Scale of a checkpoint's noise, 0 to 2: below 1 precision rises, and recall and diversity fall."""
     batch: int = 32
     """Pictures at a time."""
     seed: int = 0
@@ -36,6 +35,16 @@ class FakeOptions:
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "at least 1")
         check(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
+        check(0 <= self.truncation <= 2, "truncation", self.truncation, "from 0 to 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeOptions(DrawingOptions):
+    """What is scored, and which pictures of it."""
+
+    fake: str
+    """What is scored: a checkpoint (ckpt_* folder, run folder, RUN/best or generator.safetensors), a shard folder
+    (local or an address), or a picture folder (captions: a .txt of the same stem each)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +73,9 @@ class ReferenceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureOptions(InceptionOptions):
-    """What is measured, and how; where the pictures come from is said elsewhere."""
+class NetworkOptions(InceptionOptions):
+    """How pictures are measured by any metric."""
 
-    metrics: str = "fid,kid"
-    """Any of fid, fid_infinity, kid, inception_score, precision_recall, clip_fd, dinov2_fd, clip_score, retrieval,
-    probe, diversity, vendi, joint_fd, memorisation, joined by commas; 'all' takes all but dinov2_fd."""
     splits: int = 10
     """Parts that the Inception Score's mean and deviation are taken over."""
     clip_model: str = "ViT-B-32"
@@ -85,6 +91,15 @@ class MeasureOptions(InceptionOptions):
     """timm name of the DINOv2 network for dinov2_fd."""
     dinov2_weights: Path | None = None
     """Local copy of its weights (default: timm's download)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions(NetworkOptions):
+    """What is measured, and how; where the pictures come from is said elsewhere."""
+
+    metrics: str = "fid,kid"
+    """Any of fid, fid_infinity, kid, inception_score, precision_recall, clip_fd, dinov2_fd, clip_score, retrieval,
+    probe, diversity, vendi, joint_fd, memorisation, joined by commas; 'all' takes all but dinov2_fd."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,15 @@ def parse_metrics(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def metric_giving(score: str, others: tuple[str, ...] = ()) -> str:
+    """'recall' -> 'precision_recall'. Raises UserError for one that no metric gives; `others` are valid as well."""
+    for name, metric in METRICS.items():
+        if score in metric.gives:
+            return name
+    known = [*others, *(score for metric in METRICS.values() for score in metric.gives)]
+    raise UserError(f"unknown score '{score}'{nearest(score, known)}; it is one of {', '.join(known)}")
+
+
 def named(score: str, metric: str, options: MeasureOptions) -> str:
     """A score's name in reports: those of other layers and resizes carry them, for their numbers do not compare."""
     if METRICS[metric].tap != "inception":

@@ -12,6 +12,7 @@ from evaluation.sources.opening import is_checkpoint, is_shards, open_source
 from evaluation.sources.source import Source
 from toolkit.data.feature_cache import FeatureCache, default_folder
 from toolkit.devices import pick_device
+from toolkit.errors import UserError
 from toolkit.launching.launch import join_processes
 
 
@@ -65,4 +66,8 @@ def _open_fake(options: EvaluationOptions, path: str, real: Source | None, devic
         prompts = options.real
     if count is None and real is not None and is_checkpoint(path):
         count = real.count
-    return open_source(path, count, options.size, options.seed, prompts, device, options.encoder_weights)
+    if options.truncation != 1 and not is_checkpoint(path):
+        raise UserError(f"truncation scales a checkpoint's noise, and --fake {path} is none; leave --truncation out")
+    return open_source(
+        path, count, options.size, options.seed, prompts, device, options.encoder_weights, options.truncation
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,19 @@ def real_data() -> Path:
     if not (REAL_DATA / "data").is_dir():
         pytest.skip(f"no real data at {REAL_DATA} (set TOOLKIT_TEST_DATA)")
     return REAL_DATA
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("something asks for the network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("create_connection", "getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    with pytest.raises(AssertionError, match="asks for the network"):
+        socket.create_connection(("localhost", 9))
 
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "teal")

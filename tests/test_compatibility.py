@@ -124,7 +124,8 @@ def test_a_checkpoint_of_format_1_loads_with_defaults_for_what_it_did_not_have()
     manifest = SimpleNamespace(encoder=snapshot.generator.identity, fingerprint="ab" * 32)
     stand_in = SimpleNamespace(
         config=config, shards=SimpleNamespace(manifest=manifest), accelerator=SimpleNamespace(scaler=None),
-        ema=SimpleNamespace(module=nn.Linear(2, 3), updates=0), phases=phases, unwrap=lambda network: network,
+        ema=SimpleNamespace(module=nn.Linear(2, 3), updates=0), profiles={}, phases=phases,
+        unwrap=lambda network: network,
         adaptive=Adaptive(config, 2, 0.5, 8), rollbacks=7, step_number=0, position=0, wandb_run_id="x", device="cpu",
     )  # fmt: skip
     changed = restore_snapshot(stand_in, snapshot)

@@ -73,9 +73,10 @@ def test_gradients_of_two_processes_equal_those_of_one(two, shard_folder, name):
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_after_twenty_steps_both_processes_hold_the_same_bytes(two, norm):
-    """Networks, average and both optimizers; batch-norm statistics once averaged, as before every checkpoint."""
+    """Networks, averages and both optimizers; batch-norm statistics once averaged, as before every checkpoint."""
     one, other = (facts[f"digests {norm}"] for facts in two.facts)
-    assert one == other and set(one) == {"G", "D", "EMA", "Adam G", "Adam D"}
+    assert one == other and set(one) == {"G", "D", "EMA", "ema_0.02kimg", "ema_0.1kimg", "Adam G", "Adam D"}
+    assert len(set(one.values())) == len(one)
     assert [facts["rows"] for facts in two.facts] == [[0, 1, 2, 3], [4, 5, 6, 7]]  # of different pictures
     assert two.facts[0]["adaptive"] == two.facts[1]["adaptive"]
     assert two.facts[0]["adaptive"]["augment_p"] > 0 or two.facts[0]["adaptive"]["r1_scale"] != 1

@@ -52,6 +52,42 @@ def test_half_life_in_pictures():
     assert ema.decay() ** 20 == pytest.approx(0.5)  # 20 steps of 50 pictures
 
 
+@pytest.mark.parametrize("kimg", [0.1, 1.0, 20.0])
+def test_closed_form_of_a_half_life_in_pictures(kimg):
+    """From 1 towards 3: the distance halves every `kimg` thousand pictures."""
+    ema = EMA(network(1.0), decay=0.0, half_life=1000 * kimg, batch=40)
+    for _ in range(30):
+        ema.update(network(3.0))
+    torch.testing.assert_close(ema.module.weight, torch.full((2,), 3 - 2 * 0.5 ** (30 * 40 / (1000 * kimg))))
+
+
+@pytest.mark.parametrize("rampup, updates", [(0.5, 15), (0.5, 60), (1.0, 15)])
+def test_closed_form_of_a_half_life_that_grows_with_the_pictures_seen(rampup, updates):
+    """The first update copies. Then the half-life is rampup n batch up to its full 500 pictures: the distances' product
+    is 0.5^(H(n) / rampup) with the harmonic number H, and from there on halves every 500 pictures."""
+    ema = EMA(network(1.0), decay=0.0, half_life=500, batch=50, rampup=rampup)
+    ema.update(network(2.0))
+    assert ema.module.weight.tolist() == [2.0, 2.0]
+    for _ in range(updates):
+        ema.update(network(3.0))
+    growing = min(updates, round(10 / rampup))
+    left = 0.5 ** (sum(1 / n for n in range(1, growing + 1)) / rampup) * 0.5 ** ((updates - growing) * 50 / 500)
+    torch.testing.assert_close(ema.module.weight, torch.full((2,), 3 - left))
+    assert ema.decay() == pytest.approx(0.5 ** (50 / min(500, rampup * ema.updates * 50)))
+
+
+def test_both_ramps_and_the_start_hold_together():
+    ema = EMA(network(0.0), decay=0.9, start=3, ramp=True, rampup=0.1)
+    decays = []
+    for _ in range(100):
+        decays.append(ema.decay())
+        ema.update(network(0.0))
+    limits = [(min(0.9, (n - 2) / (n + 7)), 0.5 ** (1 / (0.1 * n)) if n else 0) for n in range(100)]
+    assert decays == pytest.approx([0.0 if n < 3 else min(limits[n]) for n in range(100)])
+    binding = {min(range(2), key=limits[n].__getitem__) for n in range(3, 100)}
+    assert binding == {0, 1}  # each is the lower one somewhere
+
+
 def test_the_network_in_training_is_untouched_and_shares_nothing():
     module = network(1.0)
     ema = EMA(module, decay=0.5)

@@ -47,6 +47,19 @@ def test_fid_reports_its_protocol_and_bias(tmp_path, random_weights, run_folder)
     assert any(note.startswith("biased: N < 10,000") for note in report["notes"])
 
 
+def test_truncation_stands_in_the_protocol_and_concerns_checkpoints_alone(tmp_path, random_weights, run_folder):
+    shards, pictures = write_shards(tmp_path / "s", 66), write_pictures(tmp_path / "x", 64)
+    options = {"real": shards, "weights": random_weights, "feature_layer": 64, "device": "cpu"}
+    plain, halved = (fid(FidOptions(**options, fake=run_folder, truncation=psi)) for psi in (1.0, 0.5))
+    assert "truncation" not in plain["protocol"] and halved["protocol"]["truncation"] == 0.5
+    assert any(note.startswith("truncated: noise x 0.5") for note in halved["notes"])
+    assert plain["fid_64"] != halved["fid_64"]
+    with pytest.raises(UserError, match="scales a checkpoint's noise, and --fake .* is none"):
+        fid(FidOptions(**options, fake=pictures, truncation=0.5))
+    with pytest.raises(UserError, match="truncation is 2.1"):
+        FidOptions(**options, fake=run_folder, truncation=2.1)
+
+
 def test_fid_of_a_folder_with_itself(tmp_path, random_weights):
     folder = write_pictures(tmp_path / "x", 66)
     report = fid(FidOptions(real=folder, fake=folder, weights=random_weights, feature_layer=64, batch=8, device="cpu"))

@@ -53,6 +53,66 @@ def test_pictures_do_not_depend_on_the_batch(run):
     assert not torch.equal(together[0], trained.sample(text[:1], [99])[0])
 
 
+def start_features(trained, text: torch.Tensor, psi: float) -> torch.Tensor:
+    """What G's first layer makes of 8 seeds, as it comes by while pictures are drawn."""
+    seen = []
+    hook = trained.network.start.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    trained.sample(text.expand(8, -1), list(range(8)), truncation=psi)
+    hook.remove()
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("psi", [0.0, 0.3, 0.7, 1.5])
+def test_truncation_pulls_the_start_features_towards_the_prompts_mean(run, psi):
+    """w' = mean + psi (w - mean); the mean over z is what z = 0 gives, for the layer is linear in z."""
+    trained = load_generator(run)
+    for text in torch.nn.functional.normalize(torch.randn(3, 768, generator=torch.Generator().manual_seed(0)), dim=1):
+        mean, w = start_features(trained, text[None], 0.0), start_features(trained, text[None], 1.0)
+        z = torch.randn(50_000, trained.config.z_dim, generator=torch.Generator().manual_seed(1))
+        features = trained.network.text(text[None] * 768**0.5).expand(len(z), -1)
+        drawn = trained.network.start(torch.cat([z, features], dim=1))
+        assert ((drawn.mean(dim=0) - mean[0]).abs() < 5 * drawn.std(dim=0) / len(z) ** 0.5).all()
+        assert (w - mean).abs().mean() > 0.01  # far above the tolerance below
+        torch.testing.assert_close(start_features(trained, text[None], psi), mean + psi * (w - mean))
+
+
+def test_diversity_within_a_prompt_falls_with_psi_down_to_one_picture(run):
+    trained, seeds = load_generator(run), list(range(24))
+    texts = torch.nn.functional.normalize(torch.randn(4, 768, generator=torch.Generator().manual_seed(0)), dim=1)
+
+    def pictures(psi: float) -> torch.Tensor:
+        return torch.stack([trained.sample(t.expand(24, -1), seeds, truncation=psi) for t in texts]).flatten(2)
+
+    diversity = {psi: torch.stack([torch.pdist(of).mean() for of in pictures(psi).float()]) for psi in (0, 0.25, 0.5,
+                 0.75, 1, 1.5)}  # fmt: skip
+    rows = torch.stack(list(diversity.values()))
+    assert (rows.diff(dim=0) > 0).all(), rows  # of every prompt
+    at_zero = pictures(0)
+    assert (at_zero == at_zero[:, :1]).all() and len({bytes(p.numpy()) for p in at_zero[:, 0]}) == 4
+    plain = torch.stack([trained.sample(t.expand(24, -1), seeds) for t in texts]).flatten(2)
+    assert torch.equal(pictures(1.0), plain)
+
+
+def test_truncation_and_the_average_stand_in_the_sidecar(run, tmp_path):
+    def sidecar(out: str, **options) -> dict:
+        options = {"checkpoint": str(run), "prompt": "burek", "seeds": "0-1", "out_dir": str(tmp_path / out)} | options
+        generate.main(GenerateOptions(**options))
+        return json.loads((tmp_path / out / "0000_burek_seed1.json").read_text())
+
+    plain = sidecar("plain")
+    assert {"truncation", "average"}.isdisjoint(plain)
+    assert sidecar("half", truncation=0.5) == plain | {"truncation": 0.5}
+    sidecar("none", truncation=0.0)
+    files = {name: [(tmp_path / name / f"0000_burek_seed{k}.png").read_bytes() for k in (0, 1)] for name in
+             ("plain", "half", "none")}  # fmt: skip
+    assert files["none"][0] == files["none"][1] and files["half"][0] not in (files["plain"][0], files["half"][1])
+    checkpoint.copy_generator(run / "ckpt_0000005" / checkpoint.GENERATOR, tmp_path / "average.safetensors")
+    assert sidecar("copy", checkpoint=str(tmp_path / "average.safetensors"))["step"] == 5
+    for psi in (-0.1, 2.5, float("nan")):
+        with pytest.raises(UserError, match="truncation is"):
+            GenerateOptions(checkpoint="x", prompt="a", truncation=psi)
+
+
 def test_a_prompts_file_gives_pictures_with_sidecars(run, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\ufeffćevapi\n\nburek with yogurt\n", encoding="utf-8")
     options = GenerateOptions(

@@ -113,6 +113,15 @@ def test_seeds_captions_and_sizes(run_folder, prompts, drawn):
     assert source.fingerprint() is None and source.identity is not None
 
 
+def test_truncation_draws_the_same_pictures_nearer_to_their_prompt(run_folder, prompts, drawn):
+    assert torch.equal(pictures_of(open_source(run_folder, count=100, prompts=prompts, truncation=1.0)), drawn)
+    found = {psi: pictures_of(open_source(run_folder, count=100, prompts=prompts, truncation=psi)) for psi in (0, 0.5)}
+    assert torch.equal(found[0][:37], found[0][37:74])  # the second round through the prompts, with other noise
+    assert not torch.equal(drawn[:37], drawn[37:74])
+    apart = [(found[psi].float() - found[0].float()).abs().mean() for psi in (0.5,)]
+    assert 0 < apart[0] < (drawn.float() - found[0].float()).abs().mean()
+
+
 def test_prompts_from_a_text_file_are_those_of_the_shards(tmp_path, run_folder):
     text = tmp_path / "prompts.txt"
     text.write_text("dish 0\n\ndish 1\r\ndish 2\ndish 3\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """The memory estimate against what a real CPU step saves, and the trial for --batch_gpu auto against a fake card."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def test_what_does_not_depend_on_the_batch_is_counted_in_closed_form():
     one, two = estimate(config, 1, "no"), estimate(config, 2, "no")
     assert one.micro_batch == two.micro_batch == 2
     assert one.networks == 4 * (g + d) + sum(buffers) and one.average == 4 * g + buffers[0]
+    assert estimate(dataclasses.replace(config, ema_profiles="5,20"), 1, "no").average == 3 * one.average
     assert one.moments == 8 * (g + d)
     assert (one.gradients, two.gradients) == (4 * max(g, d), 4 * (g + d))
     assert one.total(5) - one.total(4) == pytest.approx(1.2 * one.d_phase[1], abs=1)

@@ -1,10 +1,7 @@
 """From pictures to scores on a machine without network: whoever opens a connection fails."""
 
 import json
-import socket
 from pathlib import Path
-
-import pytest
 
 from evaluation.__main__ import listed
 from evaluation.__main__ import main as evaluate
@@ -15,19 +12,6 @@ from tests.running import train
 from toolkit import generate
 from toolkit.command_line import parse
 from toolkit.run_folder.records import read_log
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*arguments, **options):
-        raise AssertionError("something asks for the network")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    for name in ("create_connection", "getaddrinfo", "gethostbyname"):
-        monkeypatch.setattr(socket, name, refuse)
-    with pytest.raises(AssertionError, match="asks for the network"):
-        socket.create_connection(("localhost", 9))
 
 
 def test_build_train_resume_draw_and_score(no_network, caption_folder: Path, tmp_path: Path, capsys):

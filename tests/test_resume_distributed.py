@@ -11,7 +11,7 @@ from toolkit.data.dataset import PositionSampler, ShardDataset
 from toolkit.data.shard_reader import ShardSet
 
 LOGGING = Path(__file__).parent / "workers" / "train_with_reading_log.py"
-COURSE = {"r1_interval": 4, "lecam": 0.1, "adaptive_augment": True}
+COURSE = {"r1_interval": 4, "lecam": 0.1, "adaptive_augment": True, "ema_profiles": "0.02,0.1"}
 
 
 @pytest.fixture

@@ -204,6 +204,11 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     """Whether the decay grows as min(ema_decay, (1 + step) / (10 + step))."""
     ema_kimg: float | None = None
     """Half-life of the average in thousands of pictures; replaces ema_decay when given."""
+    ema_rampup: float = 0.0
+    """Longest half-life of any average as a share of the pictures seen so far (StyleGAN2-ADA: 0.05); 0 = no limit."""
+    ema_profiles: str = ""
+    """Half-lives of further averages in thousands of pictures, such as 5,20,80: each in a file of its own in every
+    checkpoint, for `python -m evaluation.choose_average`; '' = none."""
 
     log_every: int = 50
     """Steps between lines of training_log.json."""
@@ -251,7 +256,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
             value = getattr(self, name)
             check(value is None or 0 < value < 1e9, name, value, "a number above 0")
         check(self.batch_gpu in (None, "auto") or self.batch_gpu >= 1, "batch_gpu", self.batch_gpu, "at least 1")
-        for name in ("augment_p", "max_bad"):
+        for name in ("augment_p", "max_bad", "ema_rampup"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         self._check_frozen()
         check(1 <= self.timeout <= 10**7, "timeout", self.timeout, "at least 1 second")
@@ -261,6 +266,14 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
             "keep",
             self.keep,
             "at least 2 (one may be lost while written), or 0",
+        )
+        half_lives = _names(self.ema_profiles)
+        profiles_are_good = all(map(_is_half_life, half_lives)) and len(set(map(float, half_lives))) == len(half_lives)
+        check(
+            profiles_are_good,
+            "ema_profiles",
+            self.ema_profiles,
+            "different numbers of thousands of pictures from 0.001 to below 1000000, joined by commas, such as 5,20,80",
         )
         unknown = [name for name in self.diffaug_names if name not in DIFFAUG_NAMES]
         trackers = [name for name in self.trackers if name not in TRACKER_NAMES]
@@ -281,6 +294,12 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     @property
     def diffaug_names(self) -> tuple[str, ...]:
         return _names(self.diffaug)
+
+    @property
+    def profiles(self) -> dict[str, float]:
+        """The averages beside the main one, shortest first: 'ema_5kimg' -> 5.0, the half-life in thousands of
+        pictures."""
+        return {f"ema_{kimg:.9g}kimg": kimg for kimg in sorted(map(float, _names(self.ema_profiles)))}
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -325,6 +344,11 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
                 f"{self.batch_gpu} does not split evenly; choose a divisor of {share}"
             )
         return share, parts
+
+
+def _is_half_life(text: str) -> bool:
+    """Plain decimals, at most three after the point: they stand in names of files."""
+    return bool(re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text)) and float(text) > 0
 
 
 def _names(joined: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from toolkit.devices import pick_device
 from toolkit.encoders.prompts import PromptEncoder
 from toolkit.errors import UserError, check
 from toolkit.run_folder.captioned_grid import draw_captioned_grid
+from toolkit.run_folder.checkpoint import MAIN_AVERAGE
 from toolkit.sampling import TrainedGenerator, load_generator
 
 MAX_PROMPT_CHARACTERS, MAX_PROMPTS = 2000, 100_000
@@ -29,7 +30,7 @@ class GenerateOptions:
 
     checkpoint: str = ""
     """Checkpoint folder (ckpt_*), run folder (its newest valid checkpoint), RUN/best (that with the best score during
-    training) or generator.safetensors."""
+    training), generator.safetensors or the file of another average."""
     prompt: str | None = None
     """One prompt."""
     prompts_file: str | None = None
@@ -40,6 +41,9 @@ class GenerateOptions:
     """.npy file with one text embedding [E] or several [N, E] in place of prompts."""
     seeds: str = "0-3"
     """Seeds per prompt, e.g. '0,3,8-11': the same prompt and seed give the same picture, to a level of 255."""
+    truncation: float = 1.0
+    """Scale of the noise, 0 to 2: below 1 the pictures of a prompt draw near to its middle, typical and alike; at 0
+    they are one; above 1 they are bolder."""
     out_dir: str = "generated"
     """Folder for the pictures; existing files of the same name are replaced."""
     individual: bool = True
@@ -68,6 +72,7 @@ class GenerateOptions:
             "a checkpoint folder, e.g. runs/gan/ckpt_0010000",
         )
         check(self.batch >= 1, "batch", self.batch, "at least 1")
+        check(0 <= self.truncation <= 2, "truncation", self.truncation, "from 0 to 2")
         parse_seeds(self.seeds)
 
 
@@ -104,7 +109,8 @@ def draw(
     """Draw every prompt with every seed; files are numbered from `first`."""
     seeds = parse_seeds(options.seeds)
     every_seed = seeds * len(prompts)
-    pictures = trained.sample(text.repeat_interleave(len(seeds), dim=0), every_seed, options.batch)
+    repeated = text.repeat_interleave(len(seeds), dim=0)
+    pictures = trained.sample(repeated, every_seed, options.batch, options.truncation)
     if options.individual:
         for i, (picture, seed) in enumerate(zip(pictures, every_seed, strict=True)):
             number = i // len(seeds)
@@ -112,6 +118,8 @@ def draw(
             save_png(picture, stem.with_name(stem.name + ".png"))
             sidecar = {"prompt": prompts[number], "seed": seed, "checkpoint": trained.name, "step": trained.step,
                        "encoder": trained.identity.name, "resolution": trained.config.resolution}  # fmt: skip
+            sidecar |= {"truncation": options.truncation} if options.truncation != 1 else {}
+            sidecar |= {"average": trained.average} if trained.average != MAIN_AVERAGE else {}
             text_json = json.dumps(sidecar, ensure_ascii=False, indent=1) + "\n"
             stem.with_name(stem.name + ".json").write_text(text_json, encoding="utf-8")
     if options.grid:

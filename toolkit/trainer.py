@@ -1,4 +1,4 @@
-"""The training step: D's phase, G's phase, EMA. What surrounds it (logs, samples, checkpoints) is in run.py."""
+"""The training step: D's phase, G's phase, averages. What surrounds it (logs, samples, checkpoints) is in run.py."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -49,9 +49,8 @@ class Trainer:
             network.to(memory_format=torch.channels_last)
             for network in (Generator(config), Discriminator(config, backbone))
         )
-        half_life = config.ema_kimg and config.ema_kimg * 1000
-        self.ema = EMA(G, config.ema_decay, config.ema_start, config.ema_ramp, half_life, config.batch)
-        self.ema.module.to(self.device)
+        self.ema = self._average(G, config.ema_kimg)
+        self.profiles = {name: self._average(G, kimg) for name, kimg in config.profiles.items()}
         self.G, self.D = accelerator.prepare(_synchronised(G, config, accelerator), D)
         self.broken = torch.zeros((), device=self.device)
         self.phases = {"G": self._phase(self.G, config.lr_g), "D": self._phase(self.D, config.lr_d)}
@@ -81,7 +80,8 @@ class Trainer:
         self.share = slice(first, first + share)
 
     def resume(self, folder: Path) -> list[str]:
-        """Go on from a checkpoint as if never stopped. Returns the options that have changed since, 'name old -> new'.
+        """Go on from a checkpoint as if never stopped. Returns what has changed since: options, 'name old -> new', and
+        averages that begin or are dropped.
 
         Raises UserError if it is damaged or of another run's kind.
         """
@@ -124,7 +124,7 @@ class Trainer:
         self.feed.fetch(self.position, self.share, self.parts, self.adaptive.d_steps)
 
     def step(self) -> Scalars:
-        """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, EMA. Returns scalars."""
+        """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, averages. Returns scalars."""
         self.fetch()
         read, bad = self.feed.read, self.feed.bad
         ready = self.feed.take()
@@ -142,7 +142,8 @@ class Trainer:
         with frozen(self.D), self.accelerator.no_sync(self.D):
             stats |= self._run_phase("G", self.generator_loss, micro_batches, noise)
         if "grad_norm_g" in stats:  # else half precision overflowed: a skipped step advances nothing
-            self.ema.update(self.unwrap(self.G))
+            for average in self.averages:
+                average.update(self.unwrap(self.G))
             self.step_number += 1
         if self.accelerator.scaler is not None:
             self.skipped = not {"grad_norm_d", "grad_norm_g"} <= stats.keys()
@@ -220,6 +221,11 @@ class Trainer:
         """Stop the data workers; the next step starts them again at `position`."""
         self.feed.close()
 
+    @property
+    def averages(self) -> list[EMA]:
+        """The main one first, which makes all samples; then the profiles, which are only stored."""
+        return [self.ema, *self.profiles.values()]
+
     def unwrap(self, network: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(network)
 
@@ -227,15 +233,15 @@ class Trainer:
     def average_statistics(self) -> None:
         """Average batch-norm statistics over processes, each of which saw only its share. All processes call it."""
         if self.accelerator.num_processes > 1:
-            for network in (self.unwrap(self.G), self.ema.module):
+            for network in (self.unwrap(self.G), *(average.module for average in self.averages)):
                 for buffer in network.buffers():
                     if buffer.is_floating_point():
                         buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
 
     @torch.no_grad()
     def fingerprint(self) -> Tensor:
-        """int64 [3] on the CPU: exact sums over the bits of G's, D's and the average's weights."""
-        networks = (self.unwrap(self.G), self.unwrap(self.D), self.ema.module)
+        """int64 [2 + averages] on the CPU: exact sums over the bits of G's, D's and each average's weights."""
+        networks = (self.unwrap(self.G), self.unwrap(self.D), *(average.module for average in self.averages))
         sums = [[p.view(torch.int32).sum(dtype=torch.int64) for p in network.parameters()] for network in networks]
         return torch.stack([torch.stack(parts).sum() for parts in sums]).cpu()
 
@@ -245,6 +251,15 @@ class Trainer:
             seen = torch.stack([stats[name] for name in ("logit_real", "logit_fake", "real_sign", "fake_sign")])
             seen = self.accelerator.reduce(seen.float(), reduction="mean")
             self.adaptive.observe(seen[:2], seen[2:])
+
+    def _average(self, G: Generator, kimg: float | None) -> EMA:
+        """With a half-life of `kimg` thousand pictures; None: with ema_decay."""
+        config, half_life = self.config, kimg and kimg * 1000
+        average = EMA(
+            G, config.ema_decay, config.ema_start, config.ema_ramp, half_life, config.batch, config.ema_rampup
+        )
+        average.module.to(self.device)
+        return average
 
     def _phase(self, network: nn.Module, lr: float) -> Phase:
         config = self.config

@@ -12,7 +12,7 @@ from toolkit import draws
 from toolkit.data.decoding import fit_square
 from toolkit.data.images import from_pil, to_pil
 from toolkit.encoders.text_encoder import EncoderIdentity
-from toolkit.sampling import sample
+from toolkit.sampling import sample, truncated
 
 
 def generated_source(
@@ -27,20 +27,22 @@ def generated_source(
     identity: EncoderIdentity | None = None,
     prompts: str | None = None,
     size: int | None = None,
+    truncation: float = 1.0,
 ) -> Source:
     """The first `count` pictures of an endless sequence, from `network` (z, text) as it is when they are drawn.
 
     Picture i comes from row i of `captions` and `text` [M, E], cycling, and from the noise of (seed, i), on the
-    network's device and in its memory format, in float32; it is resized to `size` if that is given. Pictures are drawn
-    in fixed groups, so that neither `count` nor the caller's batches change a bit of them. The network is in evaluation
-    mode only meanwhile; nothing of it and no random state is changed.
+    network's device and in its memory format, in float32; it is resized to `size` if that is given, and truncated as
+    `toolkit.sampling.truncated` says. Pictures are drawn in fixed groups, so that neither `count` nor the caller's
+    batches change a bit of them. The network is in evaluation mode only meanwhile; nothing of it and no random state is
+    changed.
     """
     side = size or resolution
 
     def group(number: int) -> Tensor:
         numbers = range(number * GROUP, (number + 1) * GROUP)
         # Not seed + i: seeds 0 and 1 would then share all of their noise but one vector.
-        z = draws.sample_noise([(seed << 32) + i for i in numbers], z_dim)
+        z = truncated(draws.sample_noise([(seed << 32) + i for i in numbers], z_dim), truncation)
         with evaluating(network), exact_float32(next(network.parameters()).device):
             pictures = sample(network, z, text[[i % len(text) for i in numbers]], GROUP)
         return pictures if side == resolution else _resized(pictures, side)
@@ -58,7 +60,8 @@ def generated_source(
     def cycled() -> list[str]:
         return [captions[i % len(captions)] for i in range(count)]
 
-    return Source(name, "checkpoint", count, side, side, stream, cycled, identity=identity, prompts=prompts)
+    about = {"identity": identity, "prompts": prompts, "truncation": truncation}
+    return Source(name, "checkpoint", count, side, side, stream, cycled, **about)
 
 
 @contextlib.contextmanager

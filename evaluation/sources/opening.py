@@ -28,12 +28,13 @@ def open_source(
     prompts: str | Path | None = None,
     device: torch.device = CPU,
     encoder_weights: Path | None = None,
+    truncation: float = 1.0,
 ) -> Source:
     """`count` pictures (None: all) of the source at `path`, which may be an address of shards, drawn by `seed`.
 
     Pictures are centre-cropped and resized to `size` if it is given (shards that are fitted when they are read: as
-    those say). The last three concern checkpoints: `prompts` is a shard folder or a text file with one prompt a line
-    (`count` None: one picture a prompt). Raises UserError.
+    those say). The last four concern checkpoints: `prompts` is a shard folder or a text file with one prompt a line
+    (`count` None: one picture a prompt), `truncation` scales the noise. Raises UserError.
     """
     check(count is None or count > 0, "count", count, "at least 1")
     check(size is None or size > 0, "size", size, "at least 1")
@@ -44,7 +45,7 @@ def open_source(
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give pictures, a shard folder or a checkpoint")
     if is_checkpoint(path):
-        return _checkpoint(path, count, size, seed, prompts, device, encoder_weights)
+        return _checkpoint(path, count, size, seed, prompts, device, encoder_weights, truncation)
     if is_shards(path):
         return _shards(path, count, size, seed)
     return picture_folder(path, count, size, seed)
@@ -76,6 +77,7 @@ def _checkpoint(
     prompts: str | Path | None,
     device: torch.device,
     weights: Path | None,
+    truncation: float,
 ) -> Source:
     generator = load_generator(path, device)
     if prompts is None:
@@ -93,5 +95,6 @@ def _checkpoint(
         generator.identity,
         str(prompts),
         size,
+        truncation,
     )
     return replace(source, frozen_backbone=generator.config.frozen_backbone, guided=generator.guided)

@@ -34,6 +34,8 @@ class Source:
     """Whether the CLIP of `identity` was in the checkpoint's loss."""
     prompts: str | None = None
     """Where a checkpoint's captions come from."""
+    truncation: float = 1.0
+    """What a checkpoint's noise was multiplied by."""
 
     def batches(self, batch: int) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W] in [0, 255], `batch` pictures at a time, N in all."""

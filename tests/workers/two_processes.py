@@ -35,7 +35,8 @@ LOSSES = {
     "nonsaturating": {"loss": "nonsaturating", "d_steps": 2, "augment_p": 0.5},
 }
 EVERYTHING = {"r2_penalty": 0.5, "lecam": 0.1, "d_steps": 2, "adaptive_augment": True, "adaptive_r1": True,
-              "ada_kimg": 0.5, "r1_interval": 4, "grad_clip": 1.0}  # fmt: skip
+              "ada_kimg": 0.5, "r1_interval": 4, "grad_clip": 1.0,
+              "ema_profiles": "0.02,0.1"}  # fmt: skip
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -55,6 +56,7 @@ def digests(trainer: Trainer) -> dict[str, str]:
     """SHA-256 of the bytes of each network and optimizer."""
     states = {"G": trainer.unwrap(trainer.G).state_dict(), "D": trainer.unwrap(trainer.D).state_dict(),
               "EMA": trainer.ema.module.state_dict()}  # fmt: skip
+    states |= {name: average.module.state_dict() for name, average in trainer.profiles.items()}
     for name, phase in trainer.phases.items():
         moments = phase.optimizer.state_dict()["state"]
         states[f"Adam {name}"] = {f"{i}.{key}": value for i in moments for key, value in moments[i].items()}

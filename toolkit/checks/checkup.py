@@ -152,11 +152,11 @@ def check_folder(report: Report, config: TrainConfig) -> float:
 
 
 def checkpoint_bytes(config: TrainConfig) -> int:
-    """Size of a checkpoint: averaged G, G and D, Adam's two moments of each weight, all fp32; headers left out."""
+    """Size of a checkpoint: averaged Gs, G and D, Adam's two moments of each weight, all fp32; headers left out."""
     with torch.device("meta"):
         weights = [[*kind(config).parameters()] for kind in (Generator, Discriminator)]
     g, d = (4 * sum(weight.numel() for weight in of) for of in weights)
-    return g + 3 * (g + d)
+    return (1 + len(config.profiles)) * g + 3 * (g + d)
 
 
 def check_trackers(report: Report, config: TrainConfig) -> None:

@@ -33,7 +33,7 @@ class MemoryEstimate:
     networks: int
     """Weights and buffers of G and D, fp32 at any precision, and of the frozen networks that the options name."""
     average: int
-    """The averaged G."""
+    """The averaged G, and that of each further average."""
     moments: int
     """Adam's two per weight."""
     gradients: int
@@ -96,6 +96,7 @@ def estimate(config: TrainConfig, processes: int, precision: str, encoder: str =
         rehearsal = _Rehearsal(config, precision, backbone and materialised(backbone), guide and materialised(guide))
         G, D = ([*network.parameters()] for network in (rehearsal.G, rehearsal.D))
         networks, average = _bytes(rehearsal.held()), _bytes([*G, *rehearsal.G.buffers()])
+        average *= 1 + len(config.profiles)
         phases = [_line(loss_of, rehearsal.held()) for loss_of in (rehearsal.d_loss, rehearsal.g_loss)]
     gradients = _bytes(G + D) if processes > 1 else max(_bytes(G), _bytes(D))
     return MemoryEstimate(share // parts, precision, networks, average, 2 * _bytes(G + D), gradients, *phases)

@@ -1,4 +1,4 @@
-"""Exponential moving average of the generator: a module of its own, never swapped into the one in training."""
+"""Exponential moving averages of the generator: modules of their own, never swapped into the one in training."""
 
 import copy
 
@@ -11,6 +11,10 @@ class EMA:
 
     d = `decay`, or 0.5^(batch / half-life) with `half_life` in pictures; with `ramp` at most (1 + n) / (10 + n) at the
     n-th update. Before `start` updates the shadow is a copy of G.
+
+    With `rampup` the half-life is at most `rampup` times the pictures seen, those before `start` included: d is at most
+    0.5^(1 / (rampup n)) at the n-th update, whatever the batch, and 0 at the first (Karras et al. 2020, arXiv
+    2006.06676, their code's ema_rampup, 0.05).
     """
 
     def __init__(
@@ -21,18 +25,23 @@ class EMA:
         ramp: bool = False,
         half_life: float | None = None,
         batch: int = 1,
+        rampup: float = 0.0,
     ) -> None:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
         self.full_decay = decay if half_life is None else 0.5 ** (batch / half_life)
-        self.start, self.ramp = start, ramp
+        self.start, self.ramp, self.rampup = start, ramp, rampup
         self.updates = 0
 
     def decay(self) -> float:
         """The decay of the next update; 0 before the start."""
         if self.updates < self.start:
             return 0.0
-        counted = self.updates - self.start
-        return min(self.full_decay, (1 + counted) / (10 + counted)) if self.ramp else self.full_decay
+        counted, decay = self.updates - self.start, self.full_decay
+        if self.ramp:
+            decay = min(decay, (1 + counted) / (10 + counted))
+        if self.rampup:
+            decay = min(decay, 0.5 ** (1 / (self.rampup * self.updates)) if self.updates else 0.0)
+        return decay
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 ckpt_0010000/
     generator.safetensors    the averaged G with its config and encoder identity: enough to generate
+    generator_ema_5kimg.safetensors    likewise for each average of ema_profiles
     networks.safetensors     G and D in training
     optimizers.safetensors   Adam's moments
     state.json               step, position in the data, scaler, EMA counter, config, data fingerprint
@@ -11,8 +12,11 @@ ckpt_0010000/
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
@@ -29,10 +33,13 @@ READABLE = (1, 2)
 """Format 1 had no adaptive state and no count of rollbacks."""
 GENERATOR, NETWORKS, OPTIMIZERS = "generator.safetensors", "networks.safetensors", "optimizers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
+PROFILE = re.compile(r"generator_(ema_\d+(?:\.\d+)?kimg)\.safetensors")
+"""Files of further averages: as many as a run has profiles, so their names stand in the manifest alone."""
+MAIN_AVERAGE = "main"
 
 
 class GeneratorFile(NamedTuple):
-    """Content of generator.safetensors."""
+    """Content of generator.safetensors, or of another average's file."""
 
     tensors: dict[str, Tensor]
     config: ModelConfig
@@ -40,6 +47,8 @@ class GeneratorFile(NamedTuple):
     step: int
     guided: bool = False
     """Whether the CLIP of `identity` was in G's loss: no judge of its pictures."""
+    average: str = MAIN_AVERAGE
+    """Or 'ema_5kimg', a profile."""
 
 
 class Snapshot(NamedTuple):
@@ -50,6 +59,8 @@ class Snapshot(NamedTuple):
     optimizers: dict[str, Tensor]
     state: dict
     """JSON."""
+    profiles: Mapping[str, dict[str, Tensor]] = MappingProxyType({})
+    """By name: the other averages, as `generator` in all else."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -65,11 +76,13 @@ def save(run: Path, snapshot: Snapshot, keep: int, best: int | None = None) -> P
     """
     final = run / checkpoint_name(snapshot.generator.step)
     staged = run / f".tmp-{final.name}"
-    _refuse_non_finite(snapshot.generator.tensors, snapshot.networks)
+    _refuse_non_finite(snapshot.generator.tensors, snapshot.networks, *snapshot.profiles.values())
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         _save_generator(snapshot.generator, staged / GENERATOR)
+        for name, tensors in snapshot.profiles.items():
+            _save_generator(snapshot.generator._replace(tensors=tensors, average=name), staged / profile_file(name))
         save_file(snapshot.networks, staged / NETWORKS)
         save_file(snapshot.optimizers, staged / OPTIMIZERS)
         (staged / STATE).write_text(json.dumps(snapshot.state, indent=1) + "\n", encoding="utf-8")
@@ -115,13 +128,14 @@ def load(folder: Path) -> Snapshot:
             f"checkpoint {folder}: {problem}; choose another one (--resume_from latest finds the newest valid)"
         )
     generator, name = load_generator_file(folder / GENERATOR), NETWORKS
+    profiles = {key: load_generator_file(path).tensors for key, path in profiles_in(folder).items()}
     try:
         networks, name = load_file(folder / NETWORKS), OPTIMIZERS
         optimizers, name = load_file(folder / OPTIMIZERS), STATE
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (SafetensorError, ValueError, RecursionError) as error:  # as it was written, but not by this toolkit
         raise UserError(f"checkpoint {folder}: {name} is none of this toolkit's ({type(error).__name__})") from None
-    return Snapshot(generator, networks, optimizers, state)
+    return Snapshot(generator, networks, optimizers, state, profiles)
 
 
 def load_generator_file(path: Path) -> GeneratorFile:
@@ -133,15 +147,15 @@ def load_generator_file(path: Path) -> GeneratorFile:
             about = json.loads((file.metadata() or {})["toolkit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         identity = EncoderIdentity.from_json(about["encoder"])
-        return GeneratorFile(
-            tensors, ModelConfig(**about["config"]), identity, int(about["step"]), bool(about.get("guided"))
-        )
+        average, guided = str(about.get("average", MAIN_AVERAGE)), bool(about.get("guided"))
+        config = ModelConfig(**about["config"])
+        return GeneratorFile(tensors, config, identity, int(about["step"]), guided, average)
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no generator of this toolkit ({error!r})") from None
 
 
-def find_problem(folder: Path, names: tuple[str, ...] = (GENERATOR, NETWORKS, OPTIMIZERS, STATE)) -> str:
-    """'' if these files of the checkpoint are as they were written, else what is wrong."""
+def find_problem(folder: Path, names: tuple[str, ...] | None = None) -> str:
+    """'' if these files of the checkpoint (None: all of them) are as they were written, else what is wrong."""
     if not folder.is_dir():
         return "no such folder"
     try:
@@ -149,8 +163,12 @@ def find_problem(folder: Path, names: tuple[str, ...] = (GENERATOR, NETWORKS, OP
         if manifest["version"] not in READABLE:
             return f"format version {manifest['version']}, this toolkit reads {', '.join(map(str, READABLE))}"
         expected = manifest["files"]
+        if names is None:  # of the manifest's own names none is opened that is no profile's
+            names = (GENERATOR, NETWORKS, OPTIMIZERS, STATE, *filter(PROFILE.fullmatch, expected))
         for name in names:
             path = folder / name
+            if name not in expected:
+                return f"{name} is not among the files of its {MANIFEST}"
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected[name]["bytes"] or file_sha256(path) != expected[name]["sha256"]:
@@ -158,6 +176,36 @@ def find_problem(folder: Path, names: tuple[str, ...] = (GENERATOR, NETWORKS, OP
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST} is missing or damaged ({error})"
     return ""
+
+
+def profile_file(name: str) -> str:
+    """'ema_5kimg' -> 'generator_ema_5kimg.safetensors'."""
+    return f"generator_{name}.safetensors"
+
+
+def profiles_in(folder: Path) -> dict[str, Path]:
+    """By name: the files of the averages beside the main one, shortest half-life first. Of a checkpoint that has been
+    verified."""
+    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    names = [match[1] for match in map(PROFILE.fullmatch, files) if match]
+    return {name: folder / profile_file(name) for name in sorted(names, key=lambda name: float(name[4:-4]))}
+
+
+def copy_generator(source: Path, target: Path) -> None:
+    """Write a generator's file as `target`, whole or not at all, noting in it which average it is.
+
+    Raises UserError if `source` is none of ours or `target` cannot be written.
+    """
+    staged = target.with_name(f".{target.name}.tmp")
+    try:
+        _save_generator(load_generator_file(source), staged, note_main=True)
+        staged.chmod(source.stat().st_mode)  # safetensors writes for its owner alone
+        flush_to_disk(staged)
+        staged.replace(target)
+        flush_to_disk(target.parent)
+    except (OSError, SafetensorError) as error:
+        staged.unlink(missing_ok=True)
+        raise UserError(f"cannot write {target} ({error}); make room or check the folder's rights") from None
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -182,13 +230,16 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def _save_generator(generator: GeneratorFile, path: Path) -> None:
+def _save_generator(generator: GeneratorFile, path: Path, note_main: bool = False) -> None:
+    """`note_main`: say which average it is even of the main one, of which a checkpoint's file says nothing."""
     about = {
         "config": dataclasses.asdict(generator.config),
         "encoder": dataclasses.asdict(generator.identity),
         "step": generator.step,
     }
     about |= {"guided": True} if generator.guided else {}
+    if note_main or generator.average != MAIN_AVERAGE:
+        about["average"] = generator.average
     save_file(generator.tensors, path, {"toolkit": json.dumps(about)})  # one entry: the order of several is random
 
 

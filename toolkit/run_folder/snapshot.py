@@ -45,7 +45,8 @@ def take_snapshot(trainer) -> Snapshot:
         "config": dataclasses.asdict(trainer.config),
     }
     state |= {"frozen_sha256": _backbone(trainer).sha256} if trainer.config.frozen_backbone else {}
-    return Snapshot(generator, networks, optimizers, state)
+    profiles = {name: _to_cpu(average.module.state_dict()) for name, average in trainer.profiles.items()}
+    return Snapshot(generator, networks, optimizers, state, profiles)
 
 
 RATES = ("lr_g", "lr_d", "r1_penalty", "r2_penalty", "grad_clip", "rollback_lr", "rollback_r1")
@@ -57,7 +58,8 @@ PLACES = ("data", "out_dir", "resume_from", "dry_run")
 
 
 def restore_snapshot(trainer, snapshot: Snapshot) -> list[str]:
-    """Put a snapshot into a Trainer. Returns the options that have changed since, 'name old -> new'.
+    """Put a snapshot into a Trainer. Returns what has changed since: options, 'name old -> new', and averages that
+    begin or are dropped.
 
     Raises UserError if architecture, data or encoder differ, or if it does not hold what `take_snapshot` put there.
     """
@@ -78,6 +80,9 @@ def restore_snapshot(trainer, snapshot: Snapshot) -> list[str]:
 def _restore(trainer, snapshot: Snapshot) -> list[str]:
     trainer.ema.module.load_state_dict(snapshot.generator.tensors)
     trainer.ema.updates = snapshot.state["ema_updates"]
+    for name, average in trainer.profiles.items():
+        average.module.load_state_dict(snapshot.profiles.get(name, snapshot.generator.tensors))
+        average.updates = trainer.ema.updates
     for name, phase in trainer.phases.items():
         trainer.unwrap(phase.network).load_state_dict(_below(snapshot.networks, name))
         _restore_optimizer(phase.optimizer, _below(snapshot.optimizers, name))
@@ -94,7 +99,15 @@ def _restore(trainer, snapshot: Snapshot) -> list[str]:
     trainer.wandb_run_id = snapshot.state["wandb_run_id"]
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(snapshot.state["scaler"] or trainer.first_scale)
-    return [f"{name} {before[name]} -> {now[name]}" for name in changed]
+    return [f"{name} {before[name]} -> {now[name]}" for name in changed] + _other_profiles(trainer, snapshot)
+
+
+def _other_profiles(trainer, snapshot: Snapshot) -> list[str]:
+    added = [name for name in trainer.profiles if name not in snapshot.profiles]
+    dropped = [name for name in snapshot.profiles if name not in trainer.profiles]
+    return [f"average {name} is new and starts from the main average" for name in added] + [
+        f"average {name} is no longer in ema_profiles and is dropped" for name in dropped
+    ]
 
 
 def _check_counts(state: dict) -> None:
