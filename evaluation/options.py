@@ -69,7 +69,7 @@ class MeasureOptions(InceptionOptions):
 
     metrics: str = "fid,kid"
     """Any of fid, fid_infinity, kid, inception_score, precision_recall, clip_fd, dinov2_fd, clip_score, retrieval,
-    probe, diversity, vendi, joint_fd, memorisation, joined by commas; 'all' takes all but dinov2_fd."""
+    probe, text_probe, diversity, vendi, joint_fd, memorisation, joined by commas; 'all' takes all but dinov2_fd."""
     splits: int = 10
     """Parts that the Inception Score's mean and deviation are taken over."""
     clip_model: str = "ViT-B-32"

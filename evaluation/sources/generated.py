@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.extractors.extractor import exact_float32
-from evaluation.sources.source import GROUP, Source
+from evaluation.sources.source import GROUP, Source, Vectors
 from toolkit import draws
 from toolkit.data.decoding import fit_square
 from toolkit.data.images import from_pil, to_pil
@@ -58,7 +58,21 @@ def generated_source(
     def cycled() -> list[str]:
         return [captions[i % len(captions)] for i in range(count)]
 
-    return Source(name, "checkpoint", count, side, side, stream, cycled, identity=identity, prompts=prompts)
+    def vectors() -> Vectors:
+        return Vectors(text[torch.arange(count) % len(text)], identity)
+
+    return Source(
+        name,
+        "checkpoint",
+        count,
+        side,
+        side,
+        stream,
+        cycled,
+        identity=identity,
+        prompts=prompts,
+        read_vectors=None if identity is None else vectors,
+    )
 
 
 @contextlib.contextmanager

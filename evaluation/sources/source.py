@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,6 +11,14 @@ from toolkit.encoders.text_encoder import EncoderIdentity
 
 GROUP = 16
 """Pictures that a network draws together, always the same ones: its sums are rounded otherwise in other batches."""
+
+
+class Vectors(NamedTuple):
+    """The captions of a source as an encoder's vectors."""
+
+    values: Tensor
+    """float32 [N, E], unit length."""
+    encoder: EncoderIdentity
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Source:
     """The text encoder of a checkpoint."""
     prompts: str | None = None
     """Where a checkpoint's captions come from."""
+    read_vectors: Callable[[], Vectors] | None = None
+    """Vectors of the captions by the encoder that training knows them by; None if the source has none."""
 
     def batches(self, batch: int) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W] in [0, 255], `batch` pictures at a time, N in all."""
