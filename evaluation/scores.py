@@ -36,8 +36,10 @@ class Side:
     """What the caption probe learned of this side; made once, as the statistics are."""
     vectors: Vectors | None = None
     """Of the captions, by the encoder that training knows them by; where a metric asks for them."""
-    text_probe: Ridge | None = None
+    text_ridge: Ridge | None = None
     """What the text probe learned of this side."""
+    text_left_out: text_agreement.Retrieval | None = None
+    """How it reads this side's pictures left out."""
     _statistics: dict[str, Statistics] = field(default_factory=dict)
 
     def statistics(self, tap: str) -> Statistics:
@@ -168,33 +170,39 @@ def text_reader(of: Evidence) -> Scores:
         raise UserError(NO_VECTORS)
     if other := real.vectors.encoder.difference(fake.vectors.encoder):
         raise UserError(f"the captions of both sides were embedded by different encoders: {other}")
-    if real.text_probe is None:
-        real.text_probe = text_probe.fit(real.features[of.tap], real.vectors.values)
+    if real.text_ridge is None:
+        real.text_ridge = text_probe.fit(real.features[of.tap], real.vectors.values)
     features, texts, captions = fake.features[of.tap], fake.vectors.values, fake.captions
-    found = text_probe.judge(real.text_probe, features, texts, captions, seed=of.seed)
+    found = text_probe.judge(real.text_ridge, features, texts, captions, seed=of.seed)
     if found is None:
         return dict.fromkeys(METRICS["text_probe"].gives)
     order = text_agreement.shuffled_order(captions, of.seed)
-    control = text_probe.judge(real.text_probe, features, texts[order], [captions[i] for i in order], seed=of.seed)
-    left_out = text_probe.judge_left_out(
-        real.text_probe, real.vectors.values, real.captions, found.distractors, of.seed
-    )
+    control = text_probe.judge(real.text_ridge, features, texts[order], [captions[i] for i in order], seed=of.seed)
+    left_out = _real_left_out(real, found.distractors, of.seed)
     of.details["text_probe"] = {
         "candidates": 1 + found.distractors,
-        "ridge_strength": real.text_probe.strength,
+        "ridge_strength": real.text_ridge.strength,
         "encoder": real.vectors.encoder.name,
     }
     for caption, rows in text_agreement.rows_by_caption(captions).items():
         of.tell(caption, count=len(rows), text_rank=float(found.ranks[rows].quantile(0.5)))
     known = found.distractors >= text_probe.PLACES  # else the own caption is among the nearest ten whatever is drawn
-    comparable = known and left_out is not None and left_out.distractors == found.distractors
     return {
         "text_top10": found.top(text_probe.PLACES) if known else None,
         "text_top1": found.top(1),
         "text_median_rank": found.median_rank,
         "text_top10_shuffled": control.top(text_probe.PLACES) if known else None,
-        "text_top10_real": left_out.top(text_probe.PLACES) if comparable else None,
+        "text_top10_real": left_out.top(text_probe.PLACES) if known and left_out else None,
     }
+
+
+def _real_left_out(real: Side, distractors: int, seed: int) -> text_agreement.Retrieval | None:
+    """Made once, as long as the drawn side has as many captions; None where the real one has fewer."""
+    if real.text_left_out is None or real.text_left_out.distractors != distractors:
+        texts, captions = real.vectors.values, real.captions
+        real.text_left_out = text_probe.judge_left_out(real.text_ridge, texts, captions, distractors, seed)
+    found = real.text_left_out
+    return found if found is not None and found.distractors == distractors else None
 
 
 def vendi(of: Evidence) -> Scores:
