@@ -126,6 +126,19 @@ def test_pictures_that_show_nothing_are_at_chance_fresh_or_left_out(width):
     assert sum(left_out) / 4 == pytest.approx(0.1, abs=0.035)
 
 
+def test_ranks_by_hand(monkeypatch):
+    """Of fewer than 100 captions each picture chooses from all, by the cosine from the mean of the real vectors."""
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.3,))
+    taught, fresh = texts_of(40, 5), texts_of(30, 5, seed=5)
+    features, drawn = shown(taught, 8, noise=0.6), shown(fresh, 8, noise=0.6, seed=6)
+    mean, weight, bias = by_hand(features, taught, penalty_of(features, 0.3))
+    said = normalize((drawn.double() - mean) @ weight)
+    cosines = said @ normalize(fresh.double() - bias).T
+    found = text_probe.judge(text_probe.fit(features, taught), drawn, fresh, names(30))
+    assert found.ranks.tolist() == (1.0 + (cosines > cosines.diagonal()[:, None]).sum(dim=1)).tolist()
+    assert found.ranks.unique().numel() > 3
+
+
 def test_left_out_ranks_by_hand(monkeypatch):
     """Each comparison by a reader taught without both pictures, seen from the mean of the vectors it was taught."""
     monkeypatch.setattr(ridge, "STRENGTHS", (0.3,))
