@@ -14,7 +14,7 @@ from evaluation.extractors.extractor import Extractor
 from evaluation.extractors.inception import load_inception
 from evaluation.judges import notes_on, refuse_guide, refuse_own
 from evaluation.options import MeasureOptions
-from evaluation.scores import METRICS, Evidence, Scores, Side, named, parse_metrics
+from evaluation.scores import METRICS, NO_VECTORS, Evidence, Scores, Side, named, parse_metrics
 from evaluation.sources.source import Source
 from toolkit.data.feature_cache import FeatureCache
 from toolkit.errors import UserError
@@ -53,6 +53,7 @@ class Evaluator:
             if real.captions is None and wanting:
                 needs = "needs" if len(wanting) == 1 else "need"
                 raise UserError(f"{', '.join(wanting)} {needs} captions of the real pictures, and {real.name} has none")
+        self._check_vectors(real)
         self.taps = {METRICS[name].tap for name in self.metrics}
         self.clip: ClipExtractor | None = None
         self.extractors: list[Extractor] = []
@@ -68,6 +69,7 @@ class Evaluator:
                 f"{', '.join(wanting)} need captions, and {fake.name} has no captions; put a .txt of the same stem "
                 "beside every picture"
             )
+        self._check_vectors(fake)
         self.extractors = self.extractors or self.setting.processes.together(self._load)
         if self.clip is not None and fake.guided and fake.identity is not None:
             refuse_guide(self.metrics, fake.identity, self.clip)
@@ -131,7 +133,8 @@ class Evaluator:
             METRICS[name].captions and METRICS[name].tap == "clip" for name in self.metrics
         ):
             text = self.clip.encode_texts([self.options.prefix + caption for caption in captions])
-        return Side(features, captions, text)
+        wanted = source.read_vectors is not None and any(METRICS[name].vectors for name in self.metrics)
+        return Side(features, captions, text, vectors=source.read_vectors() if wanted else None)
 
     def _report(self, fake: Source, real: Side | None, features: Features) -> dict:
         of = Evidence(self.options, self.setting.seed, real, self._side(fake, features))
@@ -181,6 +184,11 @@ class Evaluator:
         for extractor in self.extractors:
             common[extractor.taps[0].split("_")[0]] = extractor.protocol()
         return common
+
+    def _check_vectors(self, source: Source | None) -> None:
+        """Before anything is computed; where other metrics are asked for as well, a note says what lacks."""
+        if source is not None and source.read_vectors is None and all(METRICS[name].vectors for name in self.metrics):
+            raise UserError(f"{NO_VECTORS}; {source.name} has none")
 
     def _check_count(self, source: Source, side: str) -> None:
         needed, remedy = 2 if self.setting.allow_few else FEWEST, "--allow_few: 2, for tests"

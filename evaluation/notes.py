@@ -1,12 +1,15 @@
 """What a reader of the numbers must be told beside them."""
 
 from evaluation.extractors.clip_images import ClipExtractor
+from evaluation.metrics import text_probe
 from evaluation.scores import Evidence
 from evaluation.sources.source import Source
 
 UNBIASED_FROM = 10_000
 CUSTOMARY_COUNT = 50_000
 """Pictures behind published Inception Scores."""
+CUSTOMARY_CANDIDATES = 100
+"""Captions that each picture of text_probe chooses from."""
 COLLAPSED = 0.1
 """Share of the real pictures' variance below which the fake ones are called collapsed."""
 
@@ -25,6 +28,7 @@ def of(real: Source | None, fake: Source, evidence: Evidence, clip: ClipExtracto
     found += _of_collapse(evidence)
     if fake.truncation != 1:
         found.append(f"truncated: noise x {fake.truncation:g}; compare only with values of equal truncation")
+    found += _of_candidates(evidence)
     if clip is not None and fake.identity is not None and clip.is_encoder(fake.identity):
         found.append("self-serving: this CLIP also conditions the generator; score with another one")
     return found
@@ -50,6 +54,15 @@ def _of_sizes(real: Source, fake: Source) -> list[str]:
         f"unequal sizes: real {real.width}x{real.height}, fake {fake.width}x{fake.height}; the distance includes that "
         "of the resizing (--size brings both to one)"
     ]
+
+
+def _of_candidates(evidence: Evidence) -> list[str]:
+    candidates = evidence.details.get("text_probe", {}).get("candidates", CUSTOMARY_CANDIDATES)
+    if candidates >= CUSTOMARY_CANDIDATES:
+        return []
+    places = text_probe.PLACES
+    chance = f"chance {places / candidates:.0%}" if candidates > places else "text_top10 would be 100 % for anything"
+    return [f"text_probe: {candidates} different captions to choose from instead of {CUSTOMARY_CANDIDATES}, {chance}"]
 
 
 def _of_collapse(evidence: Evidence) -> list[str]:

@@ -99,7 +99,7 @@ class MeasureOptions(NetworkOptions):
 
     metrics: str = "fid,kid"
     """Any of fid, fid_infinity, kid, inception_score, precision_recall, clip_fd, dinov2_fd, clip_score, retrieval,
-    probe, diversity, vendi, joint_fd, memorisation, joined by commas; 'all' takes all but dinov2_fd."""
+    probe, text_probe, diversity, vendi, joint_fd, memorisation, joined by commas; 'all' takes all but dinov2_fd."""
 
 
 @dataclass(frozen=True, kw_only=True)

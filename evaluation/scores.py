@@ -8,15 +8,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 from evaluation.collect import Features
-from evaluation.metrics import caption_probe, diversity, joint, neighbours, text_agreement
+from evaluation.metrics import caption_probe, diversity, joint, neighbours, text_agreement, text_probe
 from evaluation.metrics.fid_infinity import fid_infinity
 from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
 from evaluation.metrics.inception_score import inception_score
 from evaluation.metrics.kernel_distance import kernel_distance
+from evaluation.metrics.ridge import Ridge
 from evaluation.options import MeasureOptions
+from evaluation.sources.source import Vectors
 from toolkit.errors import UserError, nearest
 
 Scores = dict[str, float | None]
+NO_VECTORS = "text_probe needs the text vectors of both sides: --real a shard folder, --fake a checkpoint or shards"
 PAIRS = 32
 """Most pairs of a sample and its nearest training picture in a report."""
 
@@ -31,6 +34,12 @@ class Side:
     """float32 [N, E], one for each picture."""
     probe: caption_probe.Probe | None = None
     """What the caption probe learned of this side; made once, as the statistics are."""
+    vectors: Vectors | None = None
+    """Of the captions, by the encoder that training knows them by; where a metric asks for them."""
+    text_ridge: Ridge | None = None
+    """What the text probe learned of this side."""
+    text_left_out: text_agreement.Retrieval | None = None
+    """How it reads this side's pictures left out."""
     _statistics: dict[str, Statistics] = field(default_factory=dict)
 
     def statistics(self, tap: str) -> Statistics:
@@ -71,6 +80,8 @@ class Metric(NamedTuple):
     real: bool = True
     captions: bool = False
     real_captions: bool = False
+    vectors: bool = False
+    """Of both sides' captions, by the encoder of training."""
 
 
 def fid(of: Evidence) -> Scores:
@@ -148,12 +159,50 @@ def probe(of: Evidence) -> Scores:
         of.real.probe = caption_probe.fit(of.real.features[tap], of.real.captions)
     found = caption_probe.hits(of.real.probe, of.fake.features[tap], of.fake.captions).double()
     of.details["probe"] = {"captions": len(of.real.probe.captions), "ridge_strength": of.real.probe.strength}
-    members: dict[str, list[int]] = {}
-    for i, caption in enumerate(of.fake.captions):
-        members.setdefault(caption, []).append(i)
-    for caption, rows in members.items():
+    for caption, rows in text_agreement.rows_by_caption(of.fake.captions).items():
         of.tell(caption, count=len(rows), probe_accuracy=float(found[rows].mean()))
     return {"probe_accuracy": float(found.mean()), "probe_accuracy_real": of.real.probe.accuracy}
+
+
+def text_reader(of: Evidence) -> Scores:
+    real, fake = of.real, of.fake
+    if real.vectors is None or fake.vectors is None:
+        raise UserError(NO_VECTORS)
+    if other := real.vectors.encoder.difference(fake.vectors.encoder):
+        raise UserError(f"the captions of both sides were embedded by different encoders: {other}")
+    if real.text_ridge is None:
+        real.text_ridge = text_probe.fit(real.features[of.tap], real.vectors.values)
+    features, texts, captions = fake.features[of.tap], fake.vectors.values, fake.captions
+    found = text_probe.judge(real.text_ridge, features, texts, captions, seed=of.seed)
+    if found is None:
+        return dict.fromkeys(METRICS["text_probe"].gives)
+    order = text_agreement.shuffled_order(captions, of.seed)
+    control = text_probe.judge(real.text_ridge, features, texts[order], [captions[i] for i in order], seed=of.seed)
+    left_out = _real_left_out(real, found.distractors, of.seed)
+    of.details["text_probe"] = {
+        "candidates": 1 + found.distractors,
+        "ridge_strength": real.text_ridge.strength,
+        "encoder": real.vectors.encoder.name,
+    }
+    for caption, rows in text_agreement.rows_by_caption(captions).items():
+        of.tell(caption, count=len(rows), text_rank=float(found.ranks[rows].quantile(0.5)))
+    known = found.distractors >= text_probe.PLACES  # else the own caption is among the nearest ten whatever is drawn
+    return {
+        "text_top10": found.top(text_probe.PLACES) if known else None,
+        "text_top1": found.top(1),
+        "text_median_rank": found.median_rank,
+        "text_top10_shuffled": control.top(text_probe.PLACES) if known else None,
+        "text_top10_real": left_out.top(text_probe.PLACES) if known and left_out else None,
+    }
+
+
+def _real_left_out(real: Side, distractors: int, seed: int) -> text_agreement.Retrieval | None:
+    """Made once, as long as the drawn side has as many captions; None where the real one has fewer."""
+    if real.text_left_out is None or real.text_left_out.distractors != distractors:
+        texts, captions = real.vectors.values, real.captions
+        real.text_left_out = text_probe.judge_left_out(real.text_ridge, texts, captions, distractors, seed)
+    found = real.text_left_out
+    return found if found is not None and found.distractors == distractors else None
 
 
 def vendi(of: Evidence) -> Scores:
@@ -193,6 +242,8 @@ METRICS = {
                         captions=True),
     "diversity": Metric(within_prompts, ("diversity", "diversity_real"), real=False, captions=True),
     "probe": Metric(probe, ("probe_accuracy", "probe_accuracy_real"), captions=True, real_captions=True),
+    "text_probe": Metric(text_reader, ("text_top10", "text_top1", "text_median_rank", "text_top10_shuffled",
+                                       "text_top10_real"), captions=True, real_captions=True, vectors=True),
     "vendi": Metric(vendi, ("vendi", "vendi_real"), real=False),
     "joint_fd": Metric(joint_fd, ("joint_fd",), "clip", captions=True, real_captions=True),
     "memorisation": Metric(memorisation, ("authenticity", "nearest_distance")),

@@ -157,7 +157,8 @@ class TestScores:
 
     def test_which_way_is_better(self):
         lower = {name for name in TITLES if parse(name).lower_is_better}
-        assert lower == {"fid", "fid_infinity", "kid", "clip_fd", "dinov2_fd", "median_rank", "joint_fd"}
+        assert lower == {"fid", "fid_infinity", "kid", "clip_fd", "dinov2_fd", "median_rank", "text_median_rank",
+                         "joint_fd"}  # fmt: skip
 
     def test_controls_are_those_of_the_same_layer(self, run):
         evaluate(run, 4, scores={"diversity_768": 0.5, "diversity_real_768": 0.75, "diversity_real": 9.0})

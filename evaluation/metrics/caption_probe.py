@@ -5,15 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from evaluation.metrics import ridge
 from evaluation.metrics.features import check_features
 from toolkit.errors import UserError
 
-STRENGTHS = tuple(10.0**k for k in range(-5, 2))
-"""Ridge strengths tried, in units of the features' mean eigenvalue."""
 FEWEST = 5
 """Pictures a caption needs to be taught."""
 MOST = 100
-"""Captions told apart; with more of them a caption is a description and no class, and retrieval fits better."""
+"""Captions told apart; with more of them a caption describes, and text_probe or retrieval fits better."""
 
 
 class Probe(NamedTuple):
@@ -36,9 +35,7 @@ class Probe(NamedTuple):
 def fit(features: Tensor, captions: list[str]) -> Probe:
     """Features [N, C] of real pictures and their captions -> the least-squares classifier with one-hot targets.
 
-    Ridge regression (Hoerl & Kennard 1970), its strength the one of STRENGTHS with the least leave-one-out error, which
-    has a closed form: the residual over 1 - h with h the hat matrix' diagonal (Allen 1974, PRESS). The bias bears no
-    penalty. Raises UserError for one caption, more than MOST, or fewer than FEWEST pictures of any.
+    By `ridge.fit`. Raises UserError for one caption, more than MOST, or fewer than FEWEST pictures of any.
     """
     check_features(features, fewest=2, metric="the caption probe")
     known = tuple(dict.fromkeys(captions))
@@ -52,21 +49,9 @@ def fit(features: Tensor, captions: list[str]) -> Probe:
         )
     labels = torch.tensor([known.index(caption) for caption in captions])
     targets = torch.nn.functional.one_hot(labels, len(known)).double()
-    mean, bias = features.mean(dim=0, dtype=torch.float64), targets.mean(dim=0)
-    u, s, v = torch.linalg.svd(features.double() - mean, full_matrices=False)
-    projected, spectrum = u.T @ (targets - bias), s.square()
-    best = None
-    for strength in STRENGTHS:
-        penalty = strength * spectrum.sum() / features.shape[1]
-        shrink = spectrum / (spectrum + penalty).clamp(min=torch.finfo(torch.float64).tiny)
-        leverage = (u.square() @ shrink + 1 / len(features)).clamp(max=1 - 1e-9)
-        left_out = targets - (targets - bias - u @ (shrink[:, None] * projected)) / (1 - leverage)[:, None]
-        error = float((targets - left_out).square().sum())
-        if best is None or error < best[0]:
-            best = error, strength, penalty, float((left_out.argmax(dim=1) == labels).double().mean())
-    _, strength, penalty, accuracy = best
-    inverse = s / (spectrum + penalty).clamp(min=torch.finfo(torch.float64).tiny)
-    return Probe(known, mean, v.T @ (inverse[:, None] * projected), bias, accuracy, strength)
+    found = ridge.fit(features, targets)
+    accuracy = float(((targets - found.left_out()).argmax(dim=1) == labels).double().mean())
+    return Probe(known, found.mean, found.weight, found.bias, accuracy, found.strength)
 
 
 def hits(probe: Probe, features: Tensor, captions: list[str]) -> Tensor:

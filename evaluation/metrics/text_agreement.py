@@ -42,6 +42,16 @@ class Retrieval(NamedTuple):
     """float64 [N], from 1; equal cosines share the mean of their places."""
     distractors: int
     """Other captions each picture chose from: 99, or all others where there are fewer."""
+    ties: Tensor
+    """int64 [N]: other captions exactly as near as the own one."""
+
+    def top(self, places: int) -> float:
+        """0..1: share of pictures whose own caption is among the nearest `places`; chance: places / (1 + distractors).
+
+        Of captions equally near each has those places that are left with the same share.
+        """
+        better = self.ranks - 1 - self.ties / 2
+        return float(((places - better) / (1 + self.ties)).clamp(0, 1).mean())
 
 
 def clip_score(pictures: Tensor, texts: Tensor) -> ClipScore:
@@ -86,23 +96,56 @@ def retrieval(
     equal to the own; each caption has its own random ones, the same for all its pictures. Where several are nearest
     together, each counts as first with the same share. For the control give texts and captions in `shuffled_order`.
     """
-    check(distractors > 0, "distractors", distractors, "at least 1")
-    own, bank = _distinct(pictures, texts, captions)
-    if len(bank) < 2:
+    if not len(pictures) == len(texts) == len(captions):
+        raise UserError(f"{len(pictures)} pictures, {len(texts)} caption vectors and {len(captions)} captions differ")
+    _cosines(pictures, texts)
+    own, first = distinct(captions)
+    chosen = candidates(own, len(first), distractors, seed)
+    if chosen is None:
         return None
-    distractors = min(distractors, len(bank) - 1)
-    ring = draws.permutation(len(bank), seed, 0)  # the next ones in a random ring are a uniform draw of the others
-    place = ring.argsort()[own]
-    chosen = ring[(place[:, None] + torch.arange(distractors + 1)) % len(bank)]  # [N, 1 + D], the own one first
-    ranks, first = [], []
-    for vectors, candidates in zip(normalize(pictures.double()).split(CHUNK), chosen.split(CHUNK), strict=True):
-        cosines = (bank[candidates] @ vectors[:, :, None])[:, :, 0]
+    bank = normalize(texts[first].double())
+    better, ties = [], []
+    for vectors, compared in zip(normalize(pictures.double()).split(CHUNK), chosen.split(CHUNK), strict=True):
+        cosines = (bank[compared] @ vectors[:, :, None])[:, :, 0]
         margin = cosines[:, 1:] - cosines[:, :1]
-        better, equal = (margin > EQUAL).sum(dim=1), (margin.abs() <= EQUAL).sum(dim=1)
-        ranks.append(1 + better + equal / 2)
-        first.append((better == 0).double() / (1 + equal))
-    found = torch.cat(ranks).double()
-    return Retrieval(float(torch.cat(first).mean()), float(found.quantile(0.5)), found, distractors)
+        better.append((margin > EQUAL).sum(dim=1))
+        ties.append((margin.abs() <= EQUAL).sum(dim=1))
+    return ranked(torch.cat(better), torch.cat(ties), chosen.shape[1] - 1)
+
+
+def ranked(better: Tensor, ties: Tensor, distractors: int) -> Retrieval:
+    """From how many of the other captions are nearer than the own one and as near, int64 [N] each."""
+    ranks = (1 + better + ties / 2).double()
+    found = Retrieval(0.0, float(ranks.quantile(0.5)), ranks, distractors, ties)
+    return found._replace(r_precision=found.top(1))
+
+
+def rows_by_caption(captions: list[str]) -> dict[str, list[int]]:
+    """The numbers of each caption's pictures, captions in order of first appearance."""
+    rows: dict[str, list[int]] = {}
+    for i, caption in enumerate(captions):
+        rows.setdefault(caption, []).append(i)
+    return rows
+
+
+def distinct(captions: list[str]) -> tuple[Tensor, Tensor]:
+    """int64 [N], the number of each picture's caption, and int64 [U], the first picture of each of the U captions."""
+    rows = rows_by_caption(captions)
+    number = {caption: n for n, caption in enumerate(rows)}
+    return torch.tensor([number[caption] for caption in captions]), torch.tensor([one[0] for one in rows.values()])
+
+
+def candidates(own: Tensor, count: int, distractors: int, seed: int) -> Tensor | None:
+    """Of `count` captions those that each picture chooses from: int64 [N, 1 + D], its own one, `own` [N], first.
+
+    D is `distractors`, or all others where there are fewer; None where there are no others.
+    """
+    check(distractors > 0, "distractors", distractors, "at least 1")
+    if count < 2:
+        return None
+    ring = draws.permutation(count, seed, 0)  # the next ones in a random ring are a uniform draw of the others
+    place = ring.argsort()[own]
+    return ring[(place[:, None] + torch.arange(min(distractors, count - 1) + 1)) % count]
 
 
 def per_prompt(
@@ -110,11 +153,8 @@ def per_prompt(
 ) -> dict[str, dict[str, float]]:
     """By caption, in order of first appearance: "count", "clip_score" and, with ranks [N], "rank" (their median)."""
     scores = 100 * _cosines(pictures, texts).clamp(min=0)
-    members: dict[str, list[int]] = {}
-    for i, caption in enumerate(captions):
-        members.setdefault(caption, []).append(i)
     table = {}
-    for caption, rows in members.items():
+    for caption, rows in rows_by_caption(captions).items():
         table[caption] = {"count": len(rows), "clip_score": float(scores[rows].mean())}
         if ranks is not None:
             table[caption]["rank"] = float(ranks[rows].quantile(0.5))
@@ -128,15 +168,3 @@ def _cosines(pictures: Tensor, texts: Tensor) -> Tensor:
     if not (pictures.isfinite().all() and texts.isfinite().all()):
         raise UserError("the CLIP vectors hold NaN or infinity; is the weights file damaged?")
     return cosine_similarity(pictures.double(), texts.double(), dim=1)
-
-
-def _distinct(pictures: Tensor, texts: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Number int64 [N] of each picture's caption, and float64 [U, E] of the U different ones, unit length."""
-    if not len(pictures) == len(texts) == len(captions):
-        raise UserError(f"{len(pictures)} pictures, {len(texts)} caption vectors and {len(captions)} captions differ")
-    _cosines(pictures, texts)
-    first: dict[str, int] = {}
-    for i, caption in enumerate(captions):
-        first.setdefault(caption, i)
-    number = {caption: n for n, caption in enumerate(first)}
-    return torch.tensor([number[c] for c in captions]), normalize(texts[list(first.values())].double())

@@ -87,9 +87,8 @@ def _how_sure(name: str, scores: dict[str, float]) -> str:
 
 def _control(name: str, scores: dict[str, float]) -> str:
     parsed = parse(name)
-    stem, what = CONTROLS.get(parsed.stem, ("", ""))
-    control = parsed.sibling(stem)
-    return f"{what}: {brief(scores[control])}" if control in scores else ""
+    controls = {parsed.sibling(stem): what for stem, what in CONTROLS.get(parsed.stem, {}).items()}
+    return "; ".join(f"{what}: {brief(scores[control])}" for control, what in controls.items() if control in scores)
 
 
 def _best(name: str, newest: Evaluation, alike: list[Evaluation]) -> str:

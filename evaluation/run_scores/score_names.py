@@ -22,6 +22,9 @@ TITLES = {
     "r_precision": "R-precision: own caption ranked first",
     "median_rank": "median rank of the own caption",
     "probe_accuracy": "probe accuracy: pictures a reader taught on real ones gives their caption",
+    "text_top10": "own caption among the 10 of 100 nearest to what a reader taught on real pictures sees",
+    "text_top1": "own caption the nearest of 100 to what that reader sees",
+    "text_median_rank": "median rank of the own caption by that reader",
     "joint_fd": "Fréchet joint distance of pictures and text",
     "diversity": "diversity of the pictures of a prompt",
     "vendi": "Vendi score: effective number of pictures",
@@ -29,17 +32,18 @@ TITLES = {
     "nearest_distance": "distance to the nearest training picture",
 }
 """Every score that a table shows a row for, in the table's order."""
-LOWER = re.compile(r"fid|kid|_fd$|^median_rank$")
+LOWER = re.compile(r"fid|kid|_fd$|median_rank$")
 UNCERTAINTY = ("kid_std", "kid_low", "kid_high", "fid_infinity_error", "inception_score_std")
 """How sure another score is; shown beside it."""
 CONTROLS = {
-    "clip_score": ("clip_score_shuffled", "shuffled captions"),
-    "r_precision": ("r_precision_shuffled", "shuffled captions"),
-    "probe_accuracy": ("probe_accuracy_real", "real pictures, each left out"),
-    "diversity": ("diversity_real", "real pictures"),
-    "vendi": ("vendi_real", "real pictures"),
+    "clip_score": {"clip_score_shuffled": "shuffled captions"},
+    "r_precision": {"r_precision_shuffled": "shuffled captions"},
+    "probe_accuracy": {"probe_accuracy_real": "real pictures, each left out"},
+    "text_top10": {"text_top10_shuffled": "shuffled captions", "text_top10_real": "real pictures, each left out"},
+    "diversity": {"diversity_real": "real pictures"},
+    "vendi": {"vendi_real": "real pictures"},
 }
-"""What a score is read against: (name, what it was measured on)."""
+"""What a score is read against: names, and what each was measured on."""
 
 
 class ScoreName(NamedTuple):
@@ -60,7 +64,7 @@ class ScoreName(NamedTuple):
     @property
     def is_auxiliary(self) -> bool:
         """Whether it tells of another score instead of the pictures."""
-        return self.stem in UNCERTAINTY or self.stem in {control for control, _ in CONTROLS.values()}
+        return self.stem in UNCERTAINTY or any(self.stem in controls for controls in CONTROLS.values())
 
     @property
     def title(self) -> str:

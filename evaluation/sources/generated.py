@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.extractors.extractor import exact_float32
-from evaluation.sources.source import GROUP, Source
+from evaluation.sources.source import GROUP, Source, Vectors
 from toolkit import draws
 from toolkit.data.decoding import fit_square
 from toolkit.data.images import from_pil, to_pil
@@ -60,7 +60,11 @@ def generated_source(
     def cycled() -> list[str]:
         return [captions[i % len(captions)] for i in range(count)]
 
+    def vectors() -> Vectors:
+        return Vectors(text[torch.arange(count) % len(text)], identity)
+
     about = {"identity": identity, "prompts": prompts, "truncation": truncation}
+    about |= {"read_vectors": None if identity is None else vectors}
     return Source(name, "checkpoint", count, side, side, stream, cycled, **about)
 
 

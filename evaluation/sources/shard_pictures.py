@@ -3,10 +3,11 @@
 import hashlib
 
 import numpy as np
+import torch
 
 from evaluation.sources.decoded import decoded, named, square_pixels
 from evaluation.sources.fingerprint import pictures_fingerprint
-from evaluation.sources.source import Source
+from evaluation.sources.source import Source, Vectors
 from toolkit.data.shard_reader import ShardSet
 
 
@@ -26,6 +27,9 @@ def shard_pictures(shards: ShardSet, name: str, order: list[int], size: int | No
         hashes = (hashlib.sha256(shards.read(i).picture).digest() for i in order)
         return pictures_fingerprint(hashes, name, len(order), side, side, fit)
 
+    def vectors() -> Vectors:
+        return Vectors(torch.stack([shards.read_texts(i).vectors[0] for i in order]), shards.manifest.encoder)
+
     return Source(
         name,
         "shards",
@@ -35,4 +39,5 @@ def shard_pictures(shards: ShardSet, name: str, order: list[int], size: int | No
         decoded(pixels, side, side),
         lambda: [shards.read_captions(i)[0] for i in order],
         fingerprint,
+        read_vectors=vectors,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,6 +11,14 @@ from toolkit.encoders.text_encoder import EncoderIdentity
 
 GROUP = 16
 """Pictures that a network draws together, always the same ones: its sums are rounded otherwise in other batches."""
+
+
+class Vectors(NamedTuple):
+    """The captions of a source as an encoder's vectors."""
+
+    values: Tensor
+    """float32 [N, E], unit length."""
+    encoder: EncoderIdentity
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Source:
     """Where a checkpoint's captions come from."""
     truncation: float = 1.0
     """What a checkpoint's noise was multiplied by."""
+    read_vectors: Callable[[], Vectors] | None = None
+    """Vectors of the captions by the encoder that training knows them by; None if the source has none."""
 
     def batches(self, batch: int) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W] in [0, 255], `batch` pictures at a time, N in all."""
