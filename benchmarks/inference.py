@@ -15,11 +15,11 @@ from benchmarks.pictures import fresh_folder
 from benchmarks.plain_networks import PlainGenerator
 from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
 from toolkit import draws
-from toolkit.config import ModelConfig
 from toolkit.data.images import to_uint8
 from toolkit.encoders.open_clip_encoder import OpenClip, OpenClipEncoder
 from toolkit.encoders.prompts import PromptEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.inference import FoldedGenerator
 from toolkit.networks.models import Generator
 from toolkit.sampling import sample

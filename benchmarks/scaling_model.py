@@ -23,8 +23,8 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from toolkit.command_line import run
-from toolkit.config import ModelConfig
 from toolkit.errors import check
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Discriminator, Generator, count_parameters
 
 COUNTS = (1, 8, 64, 256, 1024)

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from toolkit.config import ModelConfig
 from toolkit.data.shard_format import Manifest
 from toolkit.data.tar_index import ShardFile, index_tar
 from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Generator
 from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot, save
 from toolkit.sampling import TrainedGenerator, load_generator

@@ -29,10 +29,10 @@ from benchmarks.ablate.verdicts import judge
 from tests.conftest import REPOSITORY
 from tests.inception_files import write_random
 from tests.scored import write_run, write_shards
-from toolkit.config import ModelConfig
 from toolkit.data.dataset import read_decoded
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
+from toolkit.networks.architecture import ModelConfig
 from toolkit.sampling import load_generator
 
 TEXT = """

@@ -17,8 +17,9 @@ from tests.running import assert_equal_runs, lone_trainer, train
 from tests.test_checkpoint import snapshot
 from tests.test_models import inputs, tiny
 from toolkit.command_line import dump, parse
-from toolkit.config import ModelConfig, TrainConfig
+from toolkit.config import TrainConfig
 from toolkit.errors import UserError
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.attention import SelfAttention
 from toolkit.networks.cost import count_operations
 from toolkit.networks.inference import FoldedGenerator

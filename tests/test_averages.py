@@ -16,12 +16,13 @@ from tests.scored import untrained
 from tests.test_evaluator import Means
 from toolkit import generate
 from toolkit.command_line import dump, parse
-from toolkit.config import ModelConfig, TrainConfig
+from toolkit.config import TrainConfig
 from toolkit.data.images import save_png
 from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import Diverged, UserError
+from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import (
     GENERATOR,

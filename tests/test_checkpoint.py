@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from toolkit.config import ModelConfig
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Generator
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import GENERATOR, MANIFEST, NETWORKS, OPTIMIZERS, STATE, GeneratorFile, Snapshot

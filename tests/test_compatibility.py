@@ -13,12 +13,13 @@ from torch import nn
 
 from tests.running import TENSORS, TINY, logged, train
 from toolkit.adaptive import Adaptive
-from toolkit.config import ModelConfig, TrainConfig
+from toolkit.config import TrainConfig
 from toolkit.data.shard_format import MANIFEST_NAME
 from toolkit.data.shard_reader import ShardSet
 from toolkit.durable import file_sha256
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
+from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import MANIFEST, STATE, checkpoint_name
 from toolkit.run_folder.snapshot import restore_snapshot, take_snapshot

@@ -13,9 +13,9 @@ import torch
 
 from tests.running import assert_equal_runs, train
 from tests.test_checkpoint import snapshot
-from toolkit.config import ModelConfig
 from toolkit.durable import file_sha256
 from toolkit.errors import UserError
+from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import GENERATOR, MANIFEST, NETWORKS, OPTIMIZERS, STATE, checkpoint_name
 from toolkit.sampling import load_generator

@@ -26,13 +26,14 @@ from tests.running import TENSORS, TINY, assert_equal_runs, logged, lone_trainer
 from tests.scored import untrained, write_shards
 from tests.test_memory import random_batch
 from toolkit.checks.memory import estimate, saved_bytes
-from toolkit.config import ModelConfig, TrainConfig
+from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.frozen_features import load_backbone, spread, weightless_backbone
 from toolkit.networks.losses import gradient_penalty
 from toolkit.networks.models import Discriminator, Look, count_parameters

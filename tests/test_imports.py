@@ -13,7 +13,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "compiling", "norms"},
     {"spectral_norm", "weights_file", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
     {"layers", "attention", "text_tower", "npy", "worker_count", "monitor", "addresses", "tar_index"},
-    {"penalty", "conditioning", "score_options"},
+    {"architecture", "penalty", "conditioning", "score_options"},
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
     {"perceptual", "text_encoder", "frozen_features", "evaluations", "scale_discriminator"},
     {"models", "clip_guidance"},

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.running import assert_equal_runs, finish, launch, logged, train
-from toolkit.config import ModelConfig
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
+from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot, checkpoint_name, checkpoints, find_problem
 

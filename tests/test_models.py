@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.config import ModelConfig
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Discriminator, Generator, Look
 from toolkit.networks.spectral_norm import SpectralLayer
 

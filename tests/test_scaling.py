@@ -23,8 +23,8 @@ from benchmarks.scaling_model import (
 )  # fmt: skip
 from benchmarks.scaling_worker import COLUMNS, WorkerOptions, in_buckets
 from benchmarks.side_by_side import Different, Setting
-from toolkit.config import ModelConfig
 from toolkit.errors import UserError
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Discriminator, Generator
 
 MB = 2**20

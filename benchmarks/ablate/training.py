@@ -19,8 +19,9 @@ import toolkit
 from benchmarks.ablate.grid import fingerprint
 from evaluation.run_scores.reading import read_evaluations
 from toolkit.command_line import dump
-from toolkit.config import ModelConfig, TrainConfig
+from toolkit.config import TrainConfig
 from toolkit.durable import write_whole
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.cost import Cost, costs
 from toolkit.run_folder.checkpoint import GENERATOR, checkpoints
 from toolkit.run_folder.plots import split_attempts

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.config import ModelConfig
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.frozen_features import weightless_backbone
 from toolkit.networks.models import Discriminator, Generator, Look, count_parameters
 

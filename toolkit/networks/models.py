@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.config import ModelConfig
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.attention import SelfAttention
 from toolkit.networks.frozen_features import FrozenBackbone, FrozenDiscriminator, weightless_backbone
 from toolkit.networks.layers import TEXT_WIDTH, SkipExcitation, UpBlock, channels_at

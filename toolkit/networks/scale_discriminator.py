@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.config import ModelConfig
+from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.attention import SelfAttention
 from toolkit.networks.layers import TEXT_WIDTH, DownBlock, channels_at, with_minibatch_std
 from toolkit.networks.spectral_norm import SpectralConv2d, SpectralLinear

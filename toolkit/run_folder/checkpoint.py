@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from toolkit.config import ModelConfig
 from toolkit.durable import file_sha256, flush_to_disk
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import Diverged, NotSaved, UserError
+from toolkit.networks.architecture import ModelConfig
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)

@@ -1,0 +1,110 @@
+"""What rebuilds both networks: every option of their architecture, declared once."""
+
+import math
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from toolkit.errors import UserError, check
+
+
+def named_in(joined: str) -> tuple[str, ...]:
+    """'a, b' -> ('a', 'b')."""
+    return tuple(name.strip() for name in joined.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What rebuilds the networks; travels in the metadata of `generator.safetensors`."""
+
+    resolution: int = 128
+    """Width and height of the pictures, in pixels: a power of two from 16 to 256, equal to that of the shards."""
+    base_ch: int = 32
+    """Channels at full resolution; doubled with each halving of the resolution, up to 16 times."""
+    z_dim: int = 128
+    """Width of the noise vector z."""
+    cond_dim: int = 768
+    """Width of the text embeddings: 768 for CLIP ViT-L-14 and for the hashing encoder."""
+    d_scales: int = 2
+    """At how many resolutions D looks at a picture: full size, half, quarter, ...; 0: by frozen_backbone alone."""
+    g_norm: Literal["batch", "group", "instance", "rms", "pixel"] = "batch"
+    """G's conditional norm. 'batch' depends on the other pictures of the local batch, and clashes with the relativistic
+    loss under R1 and R2; the others do not: results are equal for any number of processes. 'group' and 'instance'
+    normalise groups of channels or each channel of a picture, 'rms' divides a picture's features by their root mean
+    square, 'pixel' those of each position by theirs."""
+    g_modulation: Literal["text", "text+noise"] = "text"
+    """What scales and shifts G's norms: the text alone, or the text and the noise vector z."""
+    g_text_blocks: bool = False
+    """Whether each block of G reads the text through a layer of its own, in place of one for all."""
+    attention: str = ""
+    """Sides of the feature maps of G and D over which self-attention is taken, such as '16' or '16,32'; '' = none.
+    Memory grows with the fourth power of the side."""
+    skip_excitation: bool = False
+    """Whether G's maps of 4 and 8 pixels gate the channels of those at half and at full resolution."""
+    minibatch_std: bool = False
+    """Whether D sees how much up to 4 consecutive pictures differ, which a G that draws always the same gives away.
+    Results then depend on the micro-batches, unless these are multiples of 4."""
+    residual_scale: float = 1.0
+    """What G's residual branches are multiplied by, above 0 and at most 1: below 1 the skips weigh more."""
+    d_projections: int = 1
+    """At how many of the last feature depths of each of D's resolutions, at most all, the text is compared with the
+    picture."""
+    d_base_ch: int = 0
+    """base_ch of D; 0 = that of G."""
+    frozen_backbone: str = ""
+    """A pretrained network whose frozen features D judges by too: 'timm/NAME' (timm/vit_small_patch14_dinov2.lvd142m)
+    or 'open_clip/MODEL/TAG'. It cannot be the network of a score."""
+
+    def __post_init__(self) -> None:
+        power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
+        check(
+            power_of_two and 16 <= self.resolution <= 256,
+            "resolution",
+            self.resolution,
+            "16, 32, 64, 128 or 256",
+        )
+        check(1 <= self.base_ch <= 1024, "base_ch", self.base_ch, "from 1 to 1024")
+        check(1 <= self.z_dim <= 65536, "z_dim", self.z_dim, "from 1 to 65536")
+        check(1 <= self.cond_dim <= 65536, "cond_dim", self.cond_dim, "from 1 to 65536")
+        most = int(math.log2(self.resolution)) - 2  # the smallest input is 8x8
+        fewest = 0 if self.frozen_backbone else 1
+        check(
+            fewest <= self.d_scales <= most,
+            "d_scales",
+            self.d_scales,
+            f"from {fewest} to {most} at resolution {self.resolution}",
+        )
+        sides = [str(4 * 2**i) for i in range(most)]
+        check(
+            all(side in sides for side in named_in(self.attention)),
+            "attention",
+            self.attention,
+            f"sides out of {', '.join(sides)}, joined by commas, at resolution {self.resolution}",
+        )
+        check(0 < self.residual_scale <= 1, "residual_scale", self.residual_scale, "above 0 and at most 1")
+        check(
+            1 <= self.d_projections <= most,
+            "d_projections",
+            self.d_projections,
+            f"from 1 to {most} at resolution {self.resolution}",
+        )
+        check(0 <= self.d_base_ch <= 1024, "d_base_ch", self.d_base_ch, "from 1 to 1024, or 0")
+        self._check_backbone()
+
+    @property
+    def attention_sides(self) -> tuple[int, ...]:
+        return tuple(int(side) for side in named_in(self.attention))
+
+    def _check_backbone(self) -> None:
+        name = self.frozen_backbone
+        known = not name or re.fullmatch(r"timm/[\w.-]+|open_clip/[\w.-]+/[\w.-]+", name)
+        check(bool(known), "frozen_backbone", name, "'timm/NAME' or 'open_clip/MODEL/TAG'")
+        if "inception_v3" in name:
+            raise UserError(
+                f"frozen_backbone {name}: a G trained against Inception's features has a low FID whatever it draws, "
+                "and FID is reported; choose another backbone"
+            )
+
+    def architecture(self) -> "ModelConfig":
+        """The network part alone, of a larger config too."""
+        return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})
