@@ -17,11 +17,12 @@ from evaluation.judges import notes_on, refuse_guide, refuse_own
 from evaluation.options import MeasureOptions
 from evaluation.sources.opening import open_source
 from shards import embed
-from tests.running import TINY, lone_trainer, train
+from tests.running import TINY, lone_trainer, next_batch, train
 from tests.tiny_clip import NAME, save_weights
 from toolkit.checks.memory import estimate
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
+from toolkit.draws import StepDraws
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.open_clip_encoder import load_open_clip
 from toolkit.encoders.text_encoder import EncoderIdentity
@@ -133,14 +134,23 @@ def test_it_enters_gs_loss_with_its_weight(clip_shards, weights, precision):
     for one in (plain, guided):
         one.fetch()
         batch = one.feed.take()[0][0]
-        from toolkit.draws import StepDraws
-
         loss, stats = one.generator_loss(batch, StepDraws(0, 8, 0, 0))
         found.append(loss.item())
     assert found[1] - found[0] == pytest.approx(0.5 * stats["clip_distance"].item(), rel=1e-4)
     assert 0 < stats["clip_distance"].item() < math.pi**2 and stats["loss_g"].item() == pytest.approx(found[0])
     assert not plain.guided and guided.guided
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_guidance_knows_the_caption_whatever_noise_and_ramp_do_to_the_networks_text(clip_shards, weights):
+    how = {"cond_dim": 32, "clip_guidance": 0.5, "clip_guidance_weights": str(weights[0])}
+    one = lone_trainer(clip_shards, **how, text_noise=0.7, unconditional_kimg=1)
+    batch = next_batch(one)
+    inputs = one.inputs(batch, StepDraws(0, 8, 0, 0), "G", "augment for G", shows_real=False)
+    assert torch.equal(inputs.caption, batch.text) and not inputs.text.any()
+    _, stats = one.objective.generator(inputs)
+    fake = one.G(inputs.z, inputs.text)
+    torch.testing.assert_close(stats["clip_distance"], one.objective.guidance(fake, batch.text).mean())
 
 
 def test_guidance_turns_pictures_towards_their_captions(clip_shards, weights):

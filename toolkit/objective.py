@@ -20,10 +20,12 @@ class Inputs(NamedTuple):
     pictures: Tensor
     """uint8 [N, 3, R, R]."""
     text: Tensor
-    """[N, E], unit length, and so `mismatched`."""
+    """[N, E], as G and D shall see it: unit length but for the ramp, and so `mismatched`."""
     mismatched: Tensor
     differs: Tensor
     """[N], 1 where `mismatched` really differs."""
+    caption: Tensor
+    """[N, E], unit length: the caption's vector without noise and ramp, for CLIP guidance."""
     z: Tensor
     """[N, z_dim], standard normal."""
     for_real: diffaug.Numbers | None
@@ -123,7 +125,7 @@ class Objective:
             stats["perceptual"] = self.perceptual(fake, to_float(inputs.pictures)).mean()
             loss = loss + config.perceptual * stats["perceptual"]
         if self.guidance:
-            stats["clip_distance"] = self.guidance(fake, inputs.text).mean()
+            stats["clip_distance"] = self.guidance(fake, inputs.caption).mean()
             loss = loss + config.clip_guidance * stats["clip_distance"]
         return loss, stats
 

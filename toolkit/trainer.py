@@ -195,7 +195,8 @@ class Trainer:
         first, *numbers = self._moved(torch.cat(drawn, dim=1)).split([columns.shape[1] for columns in drawn], dim=1)
         for_fake, *for_real = (diffaug.Numbers.read(columns, self.config.diffaug_names) for columns in numbers)
         texts = [self._conditioned(batch, noise, name, phase) for name in ("text", "mismatched")]
-        return Inputs(batch.pictures, *texts, batch.differs, first, for_real[0] if for_real else None, for_fake)
+        for_real = for_real[0] if for_real else None
+        return Inputs(batch.pictures, *texts, batch.differs, batch.text, first, for_real, for_fake)
 
     def _conditioned(self, batch: Batch, noise: draws.StepDraws, name: str, phase: str) -> Tensor:
         """The text vectors as the networks shall see them now."""
