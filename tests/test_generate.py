@@ -55,8 +55,13 @@ def test_pictures_do_not_depend_on_the_batch(run):
 
 def start_features(trained, text: torch.Tensor, psi: float) -> torch.Tensor:
     """What G's first layer makes of 8 seeds, as it comes by while pictures are drawn."""
-    seen = []
-    hook = trained.network.start.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    seen, start = [], trained.network.start.weight
+
+    def look(layer, inputs, output) -> None:
+        if getattr(layer, "weight", None) is not None and layer.weight.data_ptr() == start.data_ptr():
+            seen.append(output)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(look)  # whichever copy of G draws shares its weights
     trained.sample(text.expand(8, -1), list(range(8)), truncation=psi)
     hook.remove()
     return torch.cat(seen)
