@@ -101,8 +101,8 @@ class Pair:
     def inputs(self, step: int) -> tuple[Inputs, Inputs]:
         """What the trainer draws at this step for D's and for G's phase."""
         noise = StepDraws(self.trainer.config.seed, self.point.batch, step, 0)
-        of_d = self.trainer.inputs(self.batch, noise, "z for D", "augment fake", shows_real=True)
-        return of_d, self.trainer.inputs(self.batch, noise, "z for G", "augment for G", shows_real=False)
+        of_d = self.trainer.inputs(self.batch, noise, "D", "augment fake", shows_real=True)
+        return of_d, self.trainer.inputs(self.batch, noise, "G", "augment for G", shows_real=False)
 
     def check_parity(self, steps: int) -> str:
         """Both losses over so many steps from the same weights. Raises Different."""
