@@ -34,6 +34,7 @@ from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
 from toolkit.networks.architecture import ModelConfig
+from toolkit.networks.cost import costs
 from toolkit.networks.frozen_features import load_backbone, spread, weightless_backbone
 from toolkit.networks.losses import gradient_penalty
 from toolkit.networks.models import Discriminator, Look, count_parameters
@@ -129,6 +130,26 @@ def test_dinov2_is_brought_to_224_px():
     assert backbone.network.pos_embed.shape == (1, 1 + 16 * 16, 384)
 
 
+@pytest.mark.parametrize("name, side", [("test_resnet", 64), ("test_vit", 32)])
+def test_a_smaller_size_is_the_same_network_on_smaller_pictures(files, name, side):
+    """A ViT's positions are interpolated by timm itself; the fingerprint stays that of the file."""
+    model = timm.create_model(name, pretrained=False).eval()
+    model.load_state_dict(load_file(files[name]))
+    if name == "test_vit":
+        model.set_input_size((side, side))
+    backbone = load_backbone(f"timm/{name}", files[name], side)
+    inputs = backbone.input(pictures(2, side))  # no resizing: mean and deviation alone
+    assert inputs.shape[-1] == side
+    expected = model.forward_intermediates(inputs, indices=backbone.indices, intermediates_only=True)
+    for mine, theirs in zip(backbone(pictures(2, side)), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    own = load_backbone(f"timm/{name}", files[name])
+    assert backbone.sha256 == own.sha256 and own.input.side == 160
+    config = ModelConfig(**SMALL, frozen_backbone=f"timm/{name}", frozen_size=side)
+    assert Discriminator(config).frozen.backbone.input.side == side
+    assert costs(config)["D"].multiply_adds < costs(dataclasses.replace(config, frozen_size=0))["D"].multiply_adds
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_local_file_is_loaded_bitwise_and_its_fingerprint_is_of_the_weights(files, tmp_path, suffix):
     state, path = load_file(files["test_vit"]), tmp_path / f"weights{suffix}"
@@ -169,6 +190,8 @@ def test_bad_names_and_files_are_one_line(files, clips, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             load_backbone(name, weights)
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="takes no pictures of 72 pixels .*change --frozen_size"):
+        load_backbone("timm/test_vit", files["test_vit"], 72)
 
 
 @pytest.mark.parametrize("options, message", [
@@ -180,6 +203,9 @@ def test_bad_names_and_files_are_one_line(files, clips, tmp_path):
     ({"d_scales": 0, "frozen_backbone": "timm/test_vit"}, "--r1_penalty 0 --r2_penalty 0"),
     ({"d_scales": 0, "frozen_backbone": "timm/test_vit", "r1_penalty": 0, "r2_penalty": 1}, "r2_penalty 1 with"),
     ({"frozen_weights": "file.pth"}, "frozen_weights without frozen_backbone"),
+    ({"frozen_size": 64}, "frozen_size without frozen_backbone"),
+    ({"frozen_size": 16, "frozen_backbone": "timm/test_vit"}, "frozen_size is 16; it must be 0 or from 32"),
+    ({"frozen_size": 64, "frozen_backbone": TINY_CLIP}, "open_clip's networks take their own size"),
 ])  # fmt: skip
 def test_options_that_cannot_be(options, message):
     with pytest.raises(UserError, match=message):

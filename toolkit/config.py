@@ -184,10 +184,9 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         check(not unknown, "diffaug", self.diffaug, f"names out of {', '.join(DIFFAUG_NAMES)}, joined by commas")
 
     def _check_frozen(self) -> None:
-        if self.frozen_weights and not self.frozen_backbone:
-            raise UserError(
-                "frozen_weights without frozen_backbone: say of which network (--frozen_backbone timm/NAME)"
-            )
+        if (self.frozen_weights or self.frozen_size) and not self.frozen_backbone:
+            name = "frozen_weights" if self.frozen_weights else "frozen_size"
+            raise UserError(f"{name} without frozen_backbone: say of which network (--frozen_backbone timm/NAME)")
         if self.d_scales == 0 and (self.r1_penalty or self.r2_penalty):
             raise UserError(
                 f"r1_penalty {self.r1_penalty}, r2_penalty {self.r2_penalty} with d_scales 0: they differentiate the "

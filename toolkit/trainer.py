@@ -42,7 +42,8 @@ class Trainer:
             for path in (config.frozen_weights, config.clip_guidance_weights, config.perceptual_weights)
         )
         # Before the seed: to build a pretrained network takes random numbers too.
-        backbone = load_backbone(config.frozen_backbone, frozen_weights) if config.frozen_backbone else None
+        named = config.frozen_backbone
+        backbone = load_backbone(named, frozen_weights, config.frozen_size) if named else None
         guidance = load_clip_guidance(shards.manifest.encoder, clip_weights) if config.clip_guidance else None
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
         G, D = (

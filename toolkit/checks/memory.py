@@ -89,7 +89,7 @@ def estimate(config: TrainConfig, processes: int, precision: str, encoder: str =
     """
     share, parts = config.with_numbers().per_process(processes)
     # On the meta device: libraries read tensors as they build a network, which fake ones do not allow.
-    backbone = weightless_backbone(config.frozen_backbone) if config.frozen_backbone else None
+    backbone = weightless_backbone(config.frozen_backbone, config.frozen_size) if config.frozen_backbone else None
     guided = config.clip_guidance and encoder not in ("", "hashing")
     guide = weightless_backbone(f"open_clip/{encoder}") if guided else None
     with FakeTensorMode():

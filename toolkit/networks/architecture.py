@@ -54,6 +54,9 @@ class ModelConfig:
     frozen_backbone: str = ""
     """A pretrained network whose frozen features D judges by too: 'timm/NAME' (timm/vit_small_patch14_dinov2.lvd142m)
     or 'open_clip/MODEL/TAG'. It cannot be the network of a score."""
+    frozen_size: int = 0
+    """Pixels at which a timm backbone sees the pictures, at least 32; 0 = its own size, at most 224. The time falls
+    with the square: small pictures gain little from being enlarged sevenfold."""
 
     def __post_init__(self) -> None:
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
@@ -99,6 +102,10 @@ class ModelConfig:
         name = self.frozen_backbone
         known = not name or re.fullmatch(r"timm/[\w.-]+|open_clip/[\w.-]+/[\w.-]+", name)
         check(bool(known), "frozen_backbone", name, "'timm/NAME' or 'open_clip/MODEL/TAG'")
+        size = self.frozen_size
+        check(size == 0 or 32 <= size <= 1024, "frozen_size", size, "0 or from 32 to 1024")
+        if size and name.startswith("open_clip/"):
+            raise UserError(f"frozen_size {size} with {name}: open_clip's networks take their own size; leave it out")
         if "inception_v3" in name:
             raise UserError(
                 f"frozen_backbone {name}: a G trained against Inception's features has a low FID whatever it draws, "

@@ -33,7 +33,7 @@ def costs(config: ModelConfig) -> dict[str, Cost]:
     with torch.device("meta"):
         z, text = torch.zeros(1, config.z_dim), torch.zeros(1, config.cond_dim)
         images = torch.zeros(1, 3, config.resolution, config.resolution)
-        backbone = weightless_backbone(config.frozen_backbone) if config.frozen_backbone else None
+        backbone = weightless_backbone(config.frozen_backbone, config.frozen_size) if config.frozen_backbone else None
         G, D = Generator(config), Discriminator(config, backbone)
         return {
             "G": Cost(count_parameters(G), count_operations(G, z, text)),

@@ -129,29 +129,34 @@ class FrozenDiscriminator(nn.Module):
         return [head(found, texts) for head, found in zip(self.heads, maps, strict=True)], maps
 
 
-def load_backbone(name: str, weights: Path | None = None) -> FrozenBackbone:
+def load_backbone(name: str, weights: Path | None = None, size: int = 0) -> FrozenBackbone:
     """`name`: 'timm/NAME', 'timm/NAME.TAG' or 'open_clip/MODEL/TAG'. `weights`: a local copy of that library's file,
-    .safetensors, or .pth of nothing but tensors; None: the library's download.
+    .safetensors, or .pth of nothing but tensors; None: the library's download. `size`: pixels a timm network sees
+    pictures at; 0: its own.
 
     Raises UserError for unknown names and when nothing can be loaded. On the CPU.
     """
-    blank = weightless_backbone(name)
+    blank = weightless_backbone(name, size)
     if weights is not None and not weights.is_file():
         raise UserError(f"frozen weights {weights}: no such file; correct --frozen_weights")
     library, _, model = name.partition("/")
-    sha256, tower = (_load_timm if library == "timm" else _load_open_clip)(model, weights)
+    sha256, tower = _load_timm(model, weights, size) if library == "timm" else _load_open_clip(model, weights)
     return FrozenBackbone(name, tower, blank.indices, blank.channels, sha256)
 
 
-def weightless_backbone(name: str) -> FrozenBackbone:
+def weightless_backbone(name: str, size: int = 0) -> FrozenBackbone:
     """The same on the meta device: sizes without a download and without memory. Raises UserError for unknown names."""
     library, _, model = name.partition("/")
     with torch.device("meta"):
-        tower = (_blank_timm if library == "timm" else _blank_open_clip)(model)
+        tower = _blank_timm(model, size) if library == "timm" else _blank_open_clip(model)
         try:
             found = _intermediates(tower.network.eval(), torch.zeros(1, 3, tower.side, tower.side), None)
         except (AttributeError, NotImplementedError) as error:
             raise UserError(f"{name} gives no features of its blocks ({error}); choose another backbone") from None
+        except (AssertionError, ValueError, RuntimeError) as error:  # patches or windows that do not fit
+            raise UserError(
+                f"{name} takes no pictures of {tower.side} pixels ({error}); change --frozen_size"
+            ) from None
         indices = spread(len(found))
         return FrozenBackbone(name, tower, indices, [found[index].shape[1] for index in indices])
 
@@ -183,7 +188,7 @@ def _intermediates(network: nn.Module, images: Tensor, indices: list[int] | None
     return found["image_intermediates"] if isinstance(found, dict) else found  # open_clip's towers give a dict
 
 
-def _blank_timm(model: str) -> Tower:
+def _blank_timm(model: str, size: int) -> Tower:
     import timm  # seconds of import that a run without a backbone should not pay
 
     base, _, tag = model.partition(".")
@@ -193,10 +198,10 @@ def _blank_timm(model: str) -> Tower:
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise UserError(f"timm knows no weights '{tag}' of {base}{nearest(tag, tags)}; there are {', '.join(tags)}")
-    return _timm_tower(timm.create_model(model, pretrained=False, num_classes=0))
+    return _timm_tower(timm.create_model(model, pretrained=False, num_classes=0), size)
 
 
-def _load_timm(model: str, weights: Path | None) -> tuple[str, Tower]:
+def _load_timm(model: str, weights: Path | None, size: int) -> tuple[str, Tower]:
     """SHA-256 of the weights, and the tower."""
     import timm
 
@@ -213,19 +218,21 @@ def _load_timm(model: str, weights: Path | None) -> tuple[str, Tower]:
     except Exception as error:  # hub, network, file and shape errors have no common base
         raise _not_loaded(f"timm/{model}", error) from None
     network.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
-    return tensors_sha256(network.state_dict()), _timm_tower(network)
+    return tensors_sha256(network.state_dict()), _timm_tower(network, size)
 
 
-def _timm_tower(network: nn.Module) -> Tower:
+def _timm_tower(network: nn.Module, size: int) -> Tower:
     import timm
 
     config = timm.data.resolve_model_data_config(network)
-    side = config["input_size"][-1]
-    if side > LARGEST and hasattr(network, "set_input_size"):
-        network.set_input_size((LARGEST, LARGEST))
-        side = LARGEST
-    elif side > LARGEST and not network.pretrained_cfg.get("fixed_input_size"):
-        side = LARGEST
+    own = config["input_size"][-1]
+    adapts = hasattr(network, "set_input_size")  # a ViT's positions are interpolated; most convolutions take any size
+    takes_any = adapts or not network.pretrained_cfg.get("fixed_input_size")
+    if size and size != own and not takes_any:
+        raise UserError(f"this backbone takes {own} pixels only; leave --frozen_size out")
+    side = (size or min(own, LARGEST)) if takes_any else own
+    if adapts and side != own:
+        network.set_input_size((side, side))
     return Tower(network, side, tuple(config["mean"]), tuple(config["std"]))
 
 

@@ -110,7 +110,8 @@ class Discriminator(nn.Module):
         )
         self.frozen = None
         if config.frozen_backbone:
-            self.frozen = FrozenDiscriminator(backbone or weightless_backbone(config.frozen_backbone), config.cond_dim)
+            backbone = backbone or weightless_backbone(config.frozen_backbone, config.frozen_size)
+            self.frozen = FrozenDiscriminator(backbone, config.cond_dim)
         self.norms = SpectralNorms(self)
         self.iterate(FIRST_ITERATIONS)
 
