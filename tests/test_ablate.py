@@ -100,6 +100,16 @@ class TestGrid:
         others.append(replace(grid, data=str(place / "test")).definition("faster"))
         assert len({fingerprint(one) for one in [grid.definition("faster"), *others]}) == 6
 
+    def test_a_file_lies_beside_the_grid_and_counts_by_what_it_holds(self, place):
+        line = "frozen_backbone: timm/test_vit, frozen_weights: "
+        found = []
+        for name, content in (("one.pth", b"1"), ("same.pth", b"1"), ("other.pth", b"2")):
+            (place / name).write_bytes(content)
+            grid = read_grid(write_grid(place, "lr_g: 1e-3", line + name))
+            assert grid.config("faster").frozen_weights == str(place / name)
+            found.append(grid.definition("faster"))
+        assert found[0] == found[1] != found[2] and str(place) not in json.dumps(found)
+
     @pytest.mark.parametrize("old, new, message", [
         ("lr_g: 1e-3", "lr_gg: 1e-3", "variant faster: unknown option 'lr_gg'; did you mean 'lr_g'"),
         ("lr_g: 1e-3", "lr_g: quick", "variant faster: lr_g"),
@@ -107,6 +117,7 @@ class TestGrid:
         ("lr_g: 1e-3", "lr_g: 7", "variant faster: lr_g is 7.0; it must be above 0"),
         ("lr_g: 1e-3", "kimg: 3", "variant faster: kimg is decided by the grid"),
         ("lr_g: 1e-3", "config: none.yaml", "variant faster: no config file none.yaml"),
+        ("lr_g: 1e-3", "frozen_weights: none.pth", "variant faster: no frozen_weights file none.pth"),
         ("lr_g: 1e-3", "adaptive_d_steps: true", "variant faster: adaptive_d_steps shows"),
         ("lr_g: 1e-3", "", "variants base and faster are the same training"),
         ("kimg: 0.128", "kimg: 0.1", r"variant base shows 8 pictures .* 100 pictures .* kimg: 0.128 suits"),

@@ -26,6 +26,8 @@ OURS = ("data", "out_dir", "resume_from", "iters", "kimg", "seed", "resolution",
         "score_layer", "eval_every", "eval_count", "metrics", "eval_minutes", "timeout", "log_every", "sample_every",
         "ckpt_every", "keep", "track", "dry_run", "patience")  # fmt: skip
 """Options that the grid decides, the same way for every variant."""
+FILES = ("frozen_weights", "clip_guidance_weights", "perceptual_weights")
+"""Options that name a file, which counts by what it holds."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
 NOTHING = ("", "null", "~")
 LINES = 10
@@ -98,10 +100,10 @@ class Grid:
 
     def definition(self, variant: str) -> dict:
         """What the numbers of a variant are a function of, but for the seed. New options with a default that changes
-        nothing leave it as it is."""
-        evaluate = self.evaluate
+        nothing leave it as it is. Files are told by their SHA-256."""
+        evaluate, options = self.evaluate, unusual(self.config(variant))
         return {
-            "options": unusual(self.config(variant)),
+            "options": options | {name: file_sha256(Path(options[name]))[:16] for name in FILES if options.get(name)},
             "data": self.shards.manifest.fingerprint,
             "evaluation": {"times": evaluate.times, "count": evaluate.count, "metrics": evaluate.metrics,
                            "layer": evaluate.layer, "weights_sha256": self.weights_sha256},
@@ -237,10 +239,11 @@ def _options(given: object, where: str, path: Path) -> dict[str, str]:
         if not isinstance(value, str):
             raise UserError(f"{where}: {name} is {value!r}; it must be one value")
     found = dict(given)
-    if "config" in found:
-        found["config"] = _place(found["config"], path)
-        if not Path(found["config"]).is_file():
-            raise UserError(f"{where}: no config file {given['config']}")
+    for name in ("config", *FILES):
+        if found.get(name, "") not in NOTHING:
+            found[name] = _place(found[name], path)
+            if not Path(found[name]).is_file():
+                raise UserError(f"{where}: no {name} file {given[name]}")
     return found
 
 
