@@ -5,6 +5,7 @@
 #       makes DIR, 64 MiB at most: shards_128, shards_64, test_128, test_64 (a part chosen by hash, VAL_SHARE=0.25),
 #       inception.safetensors in half precision, wheels/. SOURCE: a caption folder (the options are for its embeddings, say),
 #       or a shard folder; TEST=FOLDER then names the test shards. QUALITY=85 is the JPEGs', SIZES="64 128" can be fewer.
+#       FROZEN=FILE adds weights of a frozen backbone: frozen.pth or frozen.safetensors in the grid.
 #   benchmarks/gpu_quality.sh run DIR OUT GRID.yaml MINUTES
 #       runs the grid there, whose paths are shards_64, test_64, inception.pth; brings into OUT results.json, table.md,
 #       plot.png, grid.png and generator.safetensors.part_*: cat them together. A results.json that is in OUT already is
@@ -38,6 +39,7 @@ pack() {
         $PYTHON -m benchmarks.ablate.pack shards "$test" "$dir/test_$size" "$size" "${QUALITY:-85}" || exit 1
     done
     $PYTHON -m benchmarks.ablate.pack weights "$weights" "$dir/inception.safetensors" || exit 1
+    if [ -n "${FROZEN:-}" ]; then cp "$FROZEN" "$dir/frozen.${FROZEN##*.}" || exit 1; fi
     [ -d "$WHEELS" ] && cp -r "$WHEELS" "$dir/wheels"
     local mib
     mib=$(($(du -sb "$dir" | cut -f1) / 1048576))
@@ -55,6 +57,7 @@ go() {
     fi
     ln -s "$dir"/shards_* "$work"
     compgen -G "$dir/test_*" >/dev/null && ln -s "$dir"/test_* "$work"
+    compgen -G "$dir/frozen.*" >/dev/null && ln -s "$dir"/frozen.* "$work"
     $PYTHON -m benchmarks.ablate.pack unpack "$dir/inception.safetensors" "$work/inception.pth" || exit 1
     cp "$grid" "$work/grid.yaml" || exit 1
     mkdir "$work/out"
