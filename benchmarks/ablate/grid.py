@@ -103,7 +103,7 @@ class Grid:
         nothing leave it as it is. Files are told by their SHA-256."""
         evaluate, options = self.evaluate, unusual(self.config(variant))
         return {
-            "options": options | {name: file_sha256(Path(options[name]))[:16] for name in FILES if options.get(name)},
+            "options": options | {name: _content(options[name]) for name in FILES if options.get(name)},
             "data": self.shards.manifest.fingerprint,
             "evaluation": {"times": evaluate.times, "count": evaluate.count, "metrics": evaluate.metrics,
                            "layer": evaluate.layer, "weights_sha256": self.weights_sha256},
@@ -121,6 +121,12 @@ class Grid:
 @cache
 def _parse(flags: tuple[str, ...]) -> TrainConfig:
     return parse(TrainConfig, list(flags)).with_numbers()
+
+
+@cache
+def _content(file: str) -> str:
+    """Of its SHA-256 what tells it apart; once for all variants and seeds."""
+    return file_sha256(Path(file))[:16]
 
 
 def fingerprint(definition: dict) -> str:

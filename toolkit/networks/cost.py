@@ -7,7 +7,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.networks.architecture import ModelConfig
-from toolkit.networks.frozen_features import weightless_backbone
 from toolkit.networks.models import Discriminator, Generator, Look, count_parameters
 
 
@@ -33,8 +32,7 @@ def costs(config: ModelConfig) -> dict[str, Cost]:
     with torch.device("meta"):
         z, text = torch.zeros(1, config.z_dim), torch.zeros(1, config.cond_dim)
         images = torch.zeros(1, 3, config.resolution, config.resolution)
-        backbone = weightless_backbone(config.frozen_backbone, config.frozen_size) if config.frozen_backbone else None
-        G, D = Generator(config), Discriminator(config, backbone)
+        G, D = Generator(config), Discriminator(config)
         return {
             "G": Cost(count_parameters(G), count_operations(G, z, text)),
             "D": Cost(count_parameters(D), count_operations(D, Look(images, text))),
