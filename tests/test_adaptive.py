@@ -153,3 +153,22 @@ def test_lecam_pulls_towards_the_anchors_and_both_are_saved(shard_folder, tmp_pa
     state = json.loads((tmp_path / "run" / "ckpt_0000002" / "state.json").read_text())
     expected = [0.01 * (0.99 * first[name] + second[name]) for name in ("logit_real", "logit_fake")]
     assert state["adaptive"]["anchors"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "nonsaturating", "relativistic"])
+def test_the_signs_are_those_of_ds_verdicts_wherever_its_zero_lies(shard_folder, loss):
+    """D's last bias moved by 100: all logits are positive, but pairs differ as before, and only they count with the
+    relativistic loss."""
+    one = lone_trainer(shard_folder, loss=loss)
+    batch, noise = next_batch(one), StepDraws(0, 8, 0, 0)
+    before = {name: value.item() for name, value in one.discriminator_loss(batch, noise)[1].items()}
+    with torch.no_grad():
+        for scale in one.D.scales:
+            scale.linear.bias += 100
+    after = {name: value.item() for name, value in one.discriminator_loss(batch, noise)[1].items()}
+    assert after["logit_real"] == pytest.approx(before["logit_real"] + 100, abs=1e-3)
+    if loss == "relativistic":
+        assert (after["real_sign"], after["fake_sign"]) == (before["real_sign"], before["fake_sign"])
+        assert after["real_sign"] == -after["fake_sign"] and abs(after["real_sign"]) < 1
+    else:
+        assert after["real_sign"] == after["fake_sign"] == 1

@@ -15,7 +15,8 @@ class AdaptiveOptions:
     adaptive_augment: bool = False
     """Raise or lower the probability of augmentation, from 0, so that D's verdict on real pictures meets ada_target."""
     ada_target: float = 0.6
-    """Target of the mean sign of D's logits on real pictures: above it D overfits."""
+    """Target of the mean sign of D's logits on real pictures: above it D overfits. With the relativistic loss, of the
+    differences between the logits of its pairs."""
     ada_kimg: float = 500.0
     """Thousands of pictures for the augmentation probability to go from 0 to 1 at most."""
     adaptive_d_steps: bool = False
@@ -40,6 +41,7 @@ class Adaptive:
     r_t): 0 means D tells nothing about them, 1 that it is certain of all. Every 16 steps
     - augmentation p and log R1 scale move a fixed step up where r > ada_target, else down (their sect. 3.1);
     - D steps: with s = (E[sign D(x)] - E[sign D(G(z))]) / 2, D's margin over chance, 2 below 0.2 and 1 above 0.8.
+    With the relativistic loss, which compares and gives D's logits no zero, D(x) stands for D(x) - D(G(z)).
     """
 
     EVERY = 16

@@ -88,7 +88,7 @@ class Objective:
         adversarial = losses.discriminator_loss(on_real.logits, on_fake.logits, config.loss)
         mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss) * inputs.differs
         loss = (adversarial + config.mismatch_weight * mismatch).mean()
-        stats = _statistics(adversarial, mismatch, on_real, on_fake)
+        stats = _statistics(adversarial, mismatch, on_real, on_fake, config.loss)
         if r1_scale:
             stats["r1"] = losses.gradient_penalty(self.trained(on_real.logits), real).mean()
             loss = loss + r1_scale * stats["r1"]
@@ -137,10 +137,14 @@ class Objective:
         return diffaug.augment(images, self.config.diffaug_names, *numbers)
 
 
-def _statistics(adversarial: Tensor, mismatch: Tensor, on_real: Verdict, on_fake: Verdict) -> Scalars:
-    """Means of the terms and of D's logits and their signs."""
+def _statistics(adversarial: Tensor, mismatch: Tensor, on_real: Verdict, on_fake: Verdict, loss: str) -> Scalars:
+    """Means of the terms, of D's logits, and of the signs of D's verdicts.
+
+    The relativistic loss leaves the logits without a zero: its verdict is that of a pair, one minus the other.
+    """
     logits = torch.stack([on_real.logits, on_fake.logits, on_real.mismatched]).detach()
-    values = torch.cat([logits, logits[:2].sign()]).mean(dim=(1, 2))
+    verdicts = logits[:2] - logits[:2].flip(0) if loss == "relativistic" else logits[:2]
+    values = torch.cat([logits, verdicts.sign()]).mean(dim=(1, 2))
     terms = torch.stack([adversarial, mismatch]).detach().mean(dim=1)
     names = ("loss_d", "loss_mismatch", "logit_real", "logit_fake", "logit_mismatched", "real_sign", "fake_sign")
     return dict(zip(names, torch.cat([terms, values]).unbind(), strict=True))
