@@ -507,8 +507,9 @@ def test_multiply_adds_in_closed_form():
     assert count_operations(SelfAttention(16, nn.Conv2d), torch.zeros(1, 16, 8, 8)) == expected
 
 
-def test_a_dry_run_shows_weights_and_multiply_adds(capsys):
-    config = TrainConfig(dry_run=True, **dataclasses.asdict(tiny(resolution=32, base_ch=16)))
+@pytest.mark.parametrize("options", [{}, {"attention": "8,16", "skip_excitation": True}], ids=["plain", "attention"])
+def test_a_dry_run_shows_weights_and_multiply_adds(capsys, options):
+    config = TrainConfig(dry_run=True, **dataclasses.asdict(tiny(resolution=32, base_ch=16, **options)))
     main(config)
     lines = capsys.readouterr().out.splitlines()[-2:]
     z, text, images = inputs(config, n=1)

@@ -1,5 +1,6 @@
 """Self-attention over the positions of a feature map, for both networks."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -31,7 +32,8 @@ class SelfAttention(nn.Module):
         query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
         kind = torch.promote_types(x.dtype, torch.float32)
         # From fp16 inputs the products may exceed 65,504, and the softmax of an infinity is not a number.
-        with torch.autocast(x.device.type, enabled=False):
+        exact = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # meta has none
+        with exact:
             weights = (query.to(kind).transpose(1, 2) @ key.to(kind)).softmax(dim=2)
         seen = (value @ weights.transpose(1, 2).to(value.dtype)).unflatten(2, x.shape[2:])
         return x + (self.gamma * self.out(seen)).to(x.dtype)  # gamma's gradient, a sum over everything, stays fp32
