@@ -106,6 +106,17 @@ def test_the_states_of_training(values, options, loss, expected):
     assert watch.verdict().startswith("healthy: ") == (not expected)
 
 
+def test_a_spike_of_the_relativistic_loss_stands_out_from_its_own_level():
+    """As in a run of 320,000 pictures whose FID fell to the end: D ahead by a steady 3.5, single steps at 5.4."""
+    ahead = HEALTHY_OF["relativistic"] | {"loss_d": 0.25, "loss_g": 2.9}
+    watch = monitor("relativistic")
+    assert told(watch, lines(5, base=ahead)) == []
+    assert told(watch, lines(20, first=6, base=ahead, loss_g_max=5.4)) == []
+    found = told(watch, lines(3, first=26, base=ahead, loss_g_max=5.9))
+    assert [one[2] for one in found if one[1] == "spike"] == ["note", "warning"]  # once; again and again
+    assert {"spike"} == {one[1] for one in told(monitor(), lines(6, loss_g=2.9, loss_g_max=5.4)) if one[2] == "warning"}
+
+
 def test_the_states_above_cover_every_rule():
     assert {name for *_, expected in STATES for name, _, _ in expected} == {*RULES, "diverged"}
 

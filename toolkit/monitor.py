@@ -23,7 +23,7 @@ class WatchOptions:
     watch_loss_low: float = 0.1
     """D's loss below this: D is winning, G learns nothing from it."""
     watch_spike: float = 5.0
-    """Either loss above this in a step: a spike."""
+    """Either loss above this in a step: a spike. With the relativistic loss above twice its usual level, too."""
     watch_logit: float = 20.0
     """Mean logits beyond plus or minus this (loss 'relativistic': their differences): D's verdicts are extreme."""
     watch_diverged: float = 100.0
