@@ -46,7 +46,8 @@ def rows(setting: Setting, model: str = MODEL) -> Iterator[Row]:
 def trained(setting: Setting, cond_dim: int) -> Generator:
     """G with statistics that some batches have left."""
     torch.manual_seed(0)
-    G = Generator(ModelConfig(resolution=SIZE, base_ch=WIDTH, cond_dim=cond_dim)).to(setting.device)
+    published = ModelConfig(resolution=SIZE, base_ch=WIDTH, cond_dim=cond_dim, g_modulation="text")
+    G = Generator(published).to(setting.device)
     with torch.no_grad():
         for _ in range(3):
             G(*numbers(8, cond_dim, setting.device))

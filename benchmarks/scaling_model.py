@@ -28,6 +28,8 @@ from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Discriminator, Generator, count_parameters
 
 COUNTS = (1, 8, 64, 256, 1024)
+NETWORKS = {"d_scales": 2, "g_modulation": "text", "minibatch_std": False}
+"""Those that the published numbers are of, whatever the defaults of training."""
 PER_MACHINE = 8
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
 WINDOW = 0.5
@@ -117,8 +119,8 @@ def draw_table(options: ScalingOptions) -> str:
 
 
 def gradient_bytes(resolution: int, base_ch: int) -> dict[str, int]:
-    """Of G and D with the options' defaults: 4 bytes per parameter, in half precision too."""
-    config = ModelConfig(resolution=resolution, base_ch=base_ch)
+    """Of G and D as scaling_worker.py trains them: 4 bytes per parameter, in half precision too."""
+    config = ModelConfig(resolution=resolution, base_ch=base_ch, **NETWORKS)
     with torch.device("meta"):
         return {name: 4 * count_parameters(kind(config)) for name, kind in (("G", Generator), ("D", Discriminator))}
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from accelerate.state import PartialState
 
-from benchmarks.scaling_model import BUCKET, FIRST_BUCKET
+from benchmarks.scaling_model import BUCKET, FIRST_BUCKET, NETWORKS
 from toolkit.command_line import run
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
@@ -64,7 +64,8 @@ class WorkerOptions:
         return TrainConfig(
             data=str(self.data), resolution=self.resolution, base_ch=self.base_ch, batch=self.batch * processes,
             g_norm="group", r1_interval=NEVER, workers=self.workers, resident=False, timeout=TIMEOUT,
-            mixed_precision=self.mixed_precision,
+            mixed_precision=self.mixed_precision, loss="hinge", r2_penalty=0, d_steps=1, **NETWORKS,
+            diffaug="color,translation,cutout", lr_g=1e-4, lr_d=2e-4, ema_ramp=False,
         )  # fmt: skip
 
 

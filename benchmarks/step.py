@@ -58,7 +58,8 @@ class Point:
         """configs/seed.yaml at this size: the options that the plain loop has too."""
         return TrainConfig(
             data=str(data), resolution=self.resolution, base_ch=self.base_ch, batch=self.batch, d_scales=1,
-            mismatch_weight=0, r1_penalty=2, r1_interval=1, lr_g=5e-5, lr_d=1.5e-4, grad_clip=1,
+            mismatch_weight=0, r1_penalty=2, r1_interval=1, lr_g=5e-5, lr_d=1.5e-4, grad_clip=1, loss="hinge",
+            r2_penalty=0, d_steps=1, g_modulation="text", minibatch_std=False, ema_ramp=False,
             diffaug="color,translation,flip", workers=0, mixed_precision=precision,
         )  # fmt: skip
 

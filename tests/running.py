@@ -23,7 +23,14 @@ from toolkit.run_folder.records import read_log
 from toolkit.run_folder.snapshot import PLACES
 from toolkit.trainer import Trainer
 
-TINY = {"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0, "g_norm": "group"}
+PLAIN = {
+    "loss": "hinge", "r1_penalty": 1.0, "r2_penalty": 0.0, "r1_interval": 16, "d_steps": 1, "lr_g": 1e-4, "lr_d": 2e-4,
+    "diffaug": "color,translation,cutout", "ema_ramp": False, "g_modulation": "text", "minibatch_std": False,
+}  # fmt: skip
+"""A recipe of few parts, whatever the defaults are: what a test says of one part it says of that alone."""
+TINY = {
+    **PLAIN, "resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0, "g_norm": "group",
+}  # fmt: skip
 QUIET = {**TINY, "log_every": 1, "sample_every": 1000, "ckpt_every": 1000, "n_sample": 6, "score": "none"}
 """Every step in the log; no samples, scores or checkpoints but the first and the last."""
 TENSORS = (GENERATOR, NETWORKS, OPTIMIZERS)

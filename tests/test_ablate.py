@@ -32,7 +32,7 @@ from tests.scored import write_run, write_shards
 from toolkit.data.dataset import read_decoded
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.networks.architecture import ModelConfig
+from toolkit.networks.architecture import EARLIER, ModelConfig
 from toolkit.sampling import load_generator
 
 TEXT = """
@@ -40,7 +40,7 @@ data: shards
 kimg: 0.128
 seeds: [0, 1]
 evaluate: {times: 2, count: 64, layer: 64, metrics: "fid,kid"}
-base: {base_ch: 4, z_dim: 8, d_scales: 1, batch: 8}
+base: {base_ch: 4, z_dim: 8, d_scales: 1, batch: 8, d_steps: 1}
 variants:
   faster: {lr_g: 1e-3}
   base: {}
@@ -84,7 +84,7 @@ class TestGrid:
             assert steps[-1] == config.total_steps
 
     def test_a_variant_may_stand_on_a_config_of_its_own(self, place):
-        (place / "own.yaml").write_text("base_ch: 8\nresolution: 64\nlr_d: 5.0e-4\nbatch: 16\niters: 7\n")
+        (place / "own.yaml").write_text("base_ch: 8\nresolution: 64\nlr_d: 5.0e-4\nbatch: 16\nd_steps: 1\niters: 7\n")
         grid = read_grid(write_grid(place, "  base: {}", "  base: {}\n  own: {config: own.yaml, lr_g: 2e-4}"))
         own = grid.config("own")
         assert (own.base_ch, own.resolution, own.lr_d, own.lr_g, own.z_dim) == (8, 16, 5e-4, 2e-4, 128)
@@ -412,7 +412,7 @@ class TestCombining:
         ]  # fmt: skip
         config = yaml.safe_load((tmp_path / "combined.yaml").read_text())
         assert config == {
-            "resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 1, "batch": 8,
+            "resolution": 16, "base_ch": 4, "z_dim": 8, "batch": 8, "d_steps": 1,
             "loss": "nonsaturating", "lr_g": 1e-3,
         }  # fmt: skip
         ran.clear()
@@ -439,7 +439,7 @@ class TestRecords:
 
     def test_multiply_adds_of_layers_that_can_be_counted_by_hand(self):
         """G at 16 px, 4 channels: text 768 x 256 + 256 x 256, start, two up-blocks, norms, to_rgb."""
-        found = costs_of(ModelConfig(resolution=16, base_ch=4, z_dim=8, d_scales=1))
+        found = costs_of(ModelConfig(resolution=16, base_ch=4, z_dim=8, d_scales=1, **EARLIER))
         widths = [16, 8, 4]
         G = 768 * 256 + 256 * 256 + (8 + 256) * widths[0] * 16 + 4 * 3 * 9 * 256
         G += sum(256 * 2 * c for pair in ((16, 8), (8, 4)) for c in pair) + 256 * 2 * 4

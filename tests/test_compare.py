@@ -115,12 +115,12 @@ class TestRuns:
         ]
         runs += [write_run(tmp_path / f"b{i}", {"fid": 20 + i / 10}, seed=i, lr_g=5e-5) for i in range(3)]
         shown = said(capsys, *runs, json=tmp_path / "numbers.json")
-        assert "lr_g 0.0001 -> 5e-05" in shown and "B better than A: difference 10, noise 0.082" in shown
+        assert "lr_g 0.00025 -> 5e-05" in shown and "B better than A: difference 10, noise 0.082" in shown
         numbers = json.loads((tmp_path / "numbers.json").read_text())
         assert [len(one["runs"]) for one in numbers["variants"]] == [3, 3]
         assert numbers["variants"][0]["scores"]["fid"] == pytest.approx({"mean": 30.1, "deviation": 0.1, "count": 3})
         assert (
-            numbers["variants"][1]["options"] == {"lr_g": [1e-4, 5e-5]} and numbers["comparisons"][0]["better"] == "B"
+            numbers["variants"][1]["options"] == {"lr_g": [2.5e-4, 5e-5]} and numbers["comparisons"][0]["better"] == "B"
         )
 
     def test_the_data_count_by_their_content(self, tmp_path, capsys):

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tests.running import TENSORS, TINY, logged, train
+from tests.running import PLAIN, TENSORS, TINY, logged, train
 from toolkit.adaptive import Adaptive
 from toolkit.config import TrainConfig
 from toolkit.data.shard_format import MANIFEST_NAME
@@ -116,7 +116,8 @@ def counting(*shape: int, start: float) -> torch.Tensor:
 def test_a_checkpoint_of_format_1_loads_with_defaults_for_what_it_did_not_have():
     snapshot = checkpoint.load(FORMAT_1)
     assert {"adaptive", "rollbacks"}.isdisjoint(snapshot.state)
-    config = TrainConfig(resolution=16, base_ch=1, z_dim=2, cond_dim=2, d_scales=1, batch=8, seed=5, d_steps=2)
+    options = {"resolution": 16, "base_ch": 1, "z_dim": 2, "cond_dim": 2, "d_scales": 1, "batch": 8, "seed": 5}
+    config = TrainConfig(**{**PLAIN, **options, "d_steps": 2})
     networks = {"G": nn.Linear(2, 3), "D": nn.Linear(3, 1)}
     phases = {
         name: SimpleNamespace(network=network, optimizer=torch.optim.Adam(network.parameters(), 0.5, fused=True))

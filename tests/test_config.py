@@ -110,7 +110,7 @@ def test_shares_of_the_global_batch():
 
 
 def test_length_in_pictures_replaces_steps():
-    assert TrainConfig(kimg=10, batch=50, iters=3).total_steps == 200
+    assert TrainConfig(kimg=10, batch=50, d_steps=1, iters=3).total_steps == 200
     assert TrainConfig(kimg=10, batch=50, d_steps=2).total_steps == 100
 
 

@@ -75,7 +75,7 @@ def test_a_sound_setup_is_ready_and_untouched(capsys, shard_folder, tmp_path):
     code, found, end = examined(capsys, shard_folder, tmp_path / "new" / "run", r1_interval=4)
     assert code == 0 and not any(level == FAIL for lines in found.values() for level, _ in lines)
     assert found["data"][0][1].startswith("24 samples in 3 shards, 7 distinct captions, 16 px")
-    assert found["batch"] == [(OK, "8 = 1 process x 1 x 8 pictures; 50 steps see each sample 16.7 times")]
+    assert found["batch"] == [(OK, "8 = 1 process x 1 x 8 pictures; 50 steps see each sample 33.3 times")]
     assert found["encoder"][0][0] == WARN and "hashing, 768-d, fingerprint" in found["encoder"][0][1]
     assert "nothing to go on from" in found["resume"][0][1] and "pictures/s" in found["step"][0][1]
     verdict, total = end.splitlines()

@@ -43,7 +43,7 @@ from toolkit.trainer import frozen
 
 TINY_CLIP = f"open_clip/{tiny_clip.NAME}"
 SMALL = {"resolution": 16, "base_ch": 4, "cond_dim": 24, "z_dim": 8}
-INSTEAD = {"d_scales": 0, "r1_penalty": 0.0}
+INSTEAD = {"d_scales": 0, "r1_penalty": 0.0, "r2_penalty": 0.0}
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.networks.architecture import ModelConfig
+from toolkit.networks.architecture import EARLIER, ModelConfig
 from toolkit.networks.models import Discriminator, Generator, Look
 from toolkit.networks.spectral_norm import SpectralLayer
 
 
 def tiny(**options) -> ModelConfig:
-    return ModelConfig(**({"resolution": 16, "base_ch": 4, "cond_dim": 24, "z_dim": 8, "d_scales": 2} | options))
+    small = {"resolution": 16, "base_ch": 4, "cond_dim": 24, "z_dim": 8, "d_scales": 2, **EARLIER}
+    return ModelConfig(**(small | options))
 
 
 def inputs(config: ModelConfig, n: int = 3):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.running import TINY, assert_equal_runs, finish, launch, logged, run_training, train
+from tests.running import PLAIN, TINY, assert_equal_runs, finish, launch, logged, run_training, train
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
@@ -24,6 +24,8 @@ from toolkit.trainer import Trainer
 
 COURSE = {"iters": 9, "r1_interval": 4}
 """24 pictures in batches of 8: an epoch ends after steps 3, 6, 9; R1 is computed in steps 1, 5 and 9."""
+DEFAULTS = {**COURSE, **{name: getattr(TrainConfig(), name) for name in PLAIN}, "g_norm": TrainConfig().g_norm}
+"""The recipe that a run has where nothing is said."""
 ADAPTING = {
     "adaptive_augment": True, "adaptive_d_steps": True, "adaptive_r1": True, "ada_kimg": 1.0, "ada_target": -0.9,
     "lr_d": 1e-6, "lecam": 0.1, "r2_penalty": 0.5, "feature_matching": 1.0, "diffaug": "color,flip",
@@ -58,6 +60,15 @@ def test_where_a_run_stopped_makes_no_difference(shard_folder, tmp_path, uninter
     stopped_and_resumed(shard_folder, tmp_path, at, **options)
     assert_equal_runs(uninterrupted(**options), tmp_path, 9)
     assert ["r1" in line for line in logged(tmp_path)] == [step % 4 == 0 for step in range(9)]
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_the_default_recipe_resumes_bitwise(shard_folder, tmp_path, uninterrupted, at):
+    """Two batches a step: the epochs of 24 pictures end in the middle of one."""
+    assert DEFAULTS["loss"] == "relativistic" and DEFAULTS["d_steps"] == 2 and DEFAULTS["minibatch_std"]
+    stopped_and_resumed(shard_folder, tmp_path, at, **DEFAULTS)
+    assert_equal_runs(uninterrupted(**DEFAULTS), tmp_path, 9)
+    assert ["r1" in line and "r2" in line for line in logged(tmp_path)] == [step % 4 == 0 for step in range(9)]
 
 
 def test_the_checkpoint_before_the_first_step_is_a_place_to_resume_from(shard_folder, tmp_path, uninterrupted):

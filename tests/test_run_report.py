@@ -302,7 +302,7 @@ def test_options_against_the_defaults_and_another_run(run, tmp_path):
     (other / "config.yaml").write_text(dump(TrainConfig(lr_g=5e-4, loss="relativistic")))
     rows = cells(write(run, against=other))
     assert ["loss", "hinge", "relativistic"] in rows and ["lr_g", "0.0003", "0.0005"] in rows
-    assert ["lr_g", "0.0003", "0.0001"] in rows and not any(row[:1] == ["lr_d"] for row in rows)
+    assert ["lr_g", "0.0003", "0.00025"] in rows and not any(row[:1] == ["beta1"] for row in rows)
     with pytest.raises(UserError, match="config.yaml is missing"):
         write(run, against=tmp_path)
 

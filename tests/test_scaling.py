@@ -9,6 +9,7 @@ from benchmarks import scaling, scaling_model
 from benchmarks.scaling import CPU, Session, Split, compare_weights, predict, process_counts
 from benchmarks.scaling_model import (
     COUNTS,
+    NETWORKS,
     WINDOW,
     Link,
     ScalingOptions,
@@ -74,7 +75,7 @@ class TestModel:
         assert ethernet.bandwidth == scaling_model.BETWEEN["ethernet25"].bandwidth
 
     def test_gradients_have_four_bytes_a_parameter(self):
-        config = ModelConfig(resolution=32, base_ch=4)
+        config = ModelConfig(resolution=32, base_ch=4, **NETWORKS)
         expected = {name: sum(p.numel() * p.element_size() for p in kind(config).parameters())
                     for name, kind in (("G", Generator), ("D", Discriminator))}  # fmt: skip
         assert gradient_bytes(32, 4) == expected

@@ -106,7 +106,7 @@ def test_tensorboard_holds_numbers_pictures_alerts_and_the_config(tmp_path):
     texts = {name: shown.Tensors(name)[0] for name in shown.Tags()["tensors"]}
     assert texts["alert/collapse/text_summary"].tensor_proto.string_val == [b"rows look alike"]
     assert texts["alert/collapse/text_summary"].step == 5
-    assert b'"lr_g": 0.0001' in texts["config/text_summary"].tensor_proto.string_val[0]
+    assert b'"lr_g": 0.00025' in texts["config/text_summary"].tensor_proto.string_val[0]
 
 
 def test_tensorboard_goes_on_after_a_resume_and_after_a_rollback(tmp_path):

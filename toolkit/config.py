@@ -49,7 +49,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     seed: int = 0
     """Seed of every random draw: order, captions, noise, augmentation, initial weights."""
 
-    loss: Literal["hinge", "nonsaturating", "relativistic"] = "hinge"
+    loss: Literal["hinge", "nonsaturating", "relativistic"] = "relativistic"
     """Adversarial loss of both networks; 'relativistic' pairs each real picture with a generated one."""
     lecam: float = 0.0
     """Weight of LeCam regularisation in D's loss, which holds its logits near their running means; 0 = off."""
@@ -67,20 +67,20 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     captions; 0 = off."""
     clip_guidance_weights: str | None = None
     """Local copy of that CLIP's weights; by default open_clip downloads them."""
-    d_steps: int = 1
+    d_steps: int = 2
     """D steps per G step, each on fresh pictures: 1 or 2, up to 8."""
     mirror: bool = False
     """Show D each real picture as it is or flipped left to right, with equal chance: a data set of twice the size (the
     x-flips of StyleGAN2-ADA, arXiv 2006.06676), for pictures and captions that do not tell left from right. Samples,
     scores and evaluation keep the pictures as they are; diffaug's flip is for real and generated ones alike."""
-    diffaug: str = "color,translation,cutout"
+    diffaug: str = "translation"
     """DiffAugment policy for real and fake: any of color, translation, cutout, flip, joined by commas; '' = off."""
     augment_p: float = 1.0
     """Probability of each transform of diffaug for each picture; adaptive_augment starts from 0 instead."""
 
-    lr_g: float = 1e-4
+    lr_g: float = 2.5e-4
     """Learning rate of G (Adam)."""
-    lr_d: float = 2e-4
+    lr_d: float = 5e-4
     """Learning rate of D (Adam); above lr_g for two time-scale training (TTUR)."""
     beta1: float = 0.0
     """Adam's beta1 of both networks."""
@@ -103,7 +103,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     """Decay per step of the averaged generator, which makes all samples."""
     ema_start: int = 0
     """Steps before averaging starts; until then the average equals G."""
-    ema_ramp: bool = False
+    ema_ramp: bool = True
     """Whether the decay grows as min(ema_decay, (1 + step) / (10 + step))."""
     ema_kimg: float | None = None
     """Half-life of the average in thousands of pictures; replaces ema_decay when given."""

@@ -17,11 +17,11 @@ Weight = float | Literal["auto"]
 class PenaltyOptions:
     """Gradient penalties of D."""
 
-    r1_penalty: Weight = 1.0
+    r1_penalty: Weight = 0.1
     """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off; 'auto' = 0.0002 resolution^2 / batch."""
-    r2_penalty: Weight = 0.0
+    r2_penalty: Weight = 0.1
     """The same penalty on generated pictures (R2); 0 = off; 'auto' as for R1."""
-    r1_interval: int = 16
+    r1_interval: int = 4
     """R1 and R2 every so many steps, multiplied by as much; 1 = every step."""
     r1_end: float = 1.0
     """Share of both weights that is left after r1_kimg, reached on half a cosine: strong at first, when D and G are far

@@ -13,6 +13,10 @@ def named_in(joined: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in joined.split(",") if name.strip())
 
 
+EARLIER = {"g_modulation": "text", "minibatch_std": False}
+"""What networks were before these options existed: a file that does not name them is as old as that."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What rebuilds the networks; travels in the metadata of `generator.safetensors`."""
@@ -25,14 +29,13 @@ class ModelConfig:
     """Width of the noise vector z."""
     cond_dim: int = 768
     """Width of the text embeddings: 768 for CLIP ViT-L-14 and for the hashing encoder."""
-    d_scales: int = 2
+    d_scales: int = 1
     """At how many resolutions D looks at a picture: full size, half, quarter, ...; 0: by frozen_backbone alone."""
     g_norm: Literal["batch", "group", "instance", "rms", "pixel"] = "batch"
-    """G's conditional norm. 'batch' depends on the other pictures of the local batch, and clashes with the relativistic
-    loss under R1 and R2; the others do not: results are equal for any number of processes. 'group' and 'instance'
-    normalise groups of channels or each channel of a picture, 'rms' divides a picture's features by their root mean
-    square, 'pixel' those of each position by theirs."""
-    g_modulation: Literal["text", "text+noise"] = "text"
+    """G's conditional norm. 'batch' depends on the other pictures of the local batch; the others do not: results are
+    equal for any number of processes. 'group' and 'instance' normalise groups of channels or each channel of a picture,
+    'rms' divides a picture's features by their root mean square, 'pixel' those of each position by theirs."""
+    g_modulation: Literal["text", "text+noise"] = "text+noise"
     """What scales and shifts G's norms: the text alone, or the text and the noise vector z."""
     g_text_blocks: bool = False
     """Whether each block of G reads the text through a layer of its own, in place of one for all."""
@@ -41,7 +44,7 @@ class ModelConfig:
     Memory grows with the fourth power of the side."""
     skip_excitation: bool = False
     """Whether G's maps of 4 and 8 pixels gate the channels of those at half and at full resolution."""
-    minibatch_std: bool = False
+    minibatch_std: bool = True
     """Whether D sees how much up to 4 consecutive pictures differ, which a G that draws always the same gives away.
     Results then depend on the micro-batches, unless these are multiples of 4."""
     residual_scale: float = 1.0

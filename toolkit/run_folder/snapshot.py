@@ -122,8 +122,8 @@ def _refuse_other(trainer, snapshot: Snapshot) -> None:
     different = [f"{name} {theirs[name]} -> {mine[name]}" for name in mine if mine[name] != theirs[name]]
     if different:
         raise UserError(
-            f"the checkpoint has another architecture ({'; '.join(different)}); resume with its own values or start "
-            "anew in another --out_dir"
+            f"the checkpoint has another architecture ({'; '.join(different)}); resume with its own values (--config "
+            "config.yaml of its run) or start anew in another --out_dir"
         )
     if trainer.config.frozen_backbone and _backbone(trainer).sha256 != (theirs := snapshot.state["frozen_sha256"]):
         raise UserError(
