@@ -24,11 +24,11 @@ from scipy.stats import norm
 
 from toolkit.command_line import run
 from toolkit.errors import check
-from toolkit.networks.architecture import ModelConfig
+from toolkit.networks.architecture import EARLIER, ModelConfig
 from toolkit.networks.models import Discriminator, Generator, count_parameters
 
 COUNTS = (1, 8, 64, 256, 1024)
-NETWORKS = {"d_scales": 2, "g_modulation": "text", "minibatch_std": False}
+NETWORKS = {"d_scales": 2, **EARLIER}
 """Those that the published numbers are of, whatever the defaults of training."""
 PER_MACHINE = 8
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20

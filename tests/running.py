@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
+from toolkit.networks.architecture import EARLIER
 from toolkit.run_folder.checkpoint import GENERATOR, NETWORKS, OPTIMIZERS, STATE
 from toolkit.run_folder.records import read_log
 from toolkit.run_folder.snapshot import PLACES
@@ -25,7 +26,7 @@ from toolkit.trainer import Trainer
 
 PLAIN = {
     "loss": "hinge", "r1_penalty": 1.0, "r2_penalty": 0.0, "r1_interval": 16, "d_steps": 1, "lr_g": 1e-4, "lr_d": 2e-4,
-    "diffaug": "color,translation,cutout", "ema_ramp": False, "g_modulation": "text", "minibatch_std": False,
+    "diffaug": "color,translation,cutout", "ema_ramp": False, **EARLIER,
 }  # fmt: skip
 """A recipe of few parts, whatever the defaults are: what a test says of one part it says of that alone."""
 TINY = {
