@@ -1,12 +1,14 @@
 """kill -9 a data worker: one line, exit code 1 and the last checkpoint, not a traceback nor a wait without end."""
 
 import itertools
+import multiprocessing.connection
 import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests.running import finish, launch, train
 from toolkit.data.dataset import ShardDataset, batches
@@ -55,6 +57,29 @@ def test_while_the_batch_is_awaited(shard_folder, monkeypatch, number):
     monkeypatch.setattr(ShardSet, "read", dying)
     with pytest.raises(UserError, match=rf"data worker \d+ was killed \(signal {number.value}\)"):
         list(itertools.islice(stream_of(shard_folder), 30))
+
+
+def test_a_pipe_that_breaks_before_the_process_is_dead(shard_folder, monkeypatch):
+    """The signal of its death comes while that is waited for."""
+    before = children(os.getpid())
+    stream = stream_of(shard_folder)
+    next(stream)
+    doomed = [max(set(children(os.getpid())) - set(before))]
+    wait = multiprocessing.connection.wait
+
+    def broken(self):
+        raise EOFError
+
+    def dying(sentinels, timeout=None):
+        if doomed:
+            os.kill(doomed.pop(), signal.SIGKILL)
+            time.sleep(0.3)  # SIGCHLD has come
+        return wait(sentinels, timeout)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
+    monkeypatch.setattr(multiprocessing.connection, "wait", dying)
+    with pytest.raises(UserError, match=LINE):
+        next(stream)
 
 
 def test_a_worker_that_exits(shard_folder, monkeypatch):

@@ -57,17 +57,19 @@ def adopt(iterator) -> None:
 
 def next_from(iterator) -> Any:
     """The next batch. Raises UserError if a worker has died, at once and whatever torch makes of that."""
-    signal_handling._set_worker_pids(id(iterator), tuple(worker.pid for worker in iterator._workers))
     try:
-        _refuse_dead(iterator)
-        return next(iterator)
+        try:
+            signal_handling._set_worker_pids(id(iterator), tuple(worker.pid for worker in iterator._workers))
+            _refuse_dead(iterator)
+            return next(iterator)
+        finally:
+            _unwatch(iterator)
     except (RuntimeError, OSError, EOFError):  # how the wait ends: by SIGCHLD, a look every 5 s, or a broken pipe
+        _unwatch(iterator)  # SIGCHLD may have cut that of `finally` short; below, only our line may be raised
         # A pipe may break before the process counts as dead.
         multiprocessing.connection.wait([worker.sentinel for worker in iterator._workers], timeout=1.0)
         _refuse_dead(iterator)
         raise
-    finally:
-        _unwatch(iterator)
 
 
 def end(iterator) -> None:
