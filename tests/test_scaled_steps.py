@@ -1,5 +1,7 @@
 """fp16's loss scale over whole training steps: one scaler, two optimizers, clipping, accumulation, overflows."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -24,14 +26,15 @@ def watch(one: Trainer) -> dict[str, list[torch.Tensor]]:
     return seen
 
 
-def overflow(one: Trainer, network: str) -> None:
-    """From now on one element of the network's gradient is infinite."""
+def overflow(one: Trainer, network: str, only: int | None = None) -> None:
+    """From now on one element of the network's gradient is infinite; `only`: in its n-th step from here, from 0."""
     phase = one.phases[network]
-    backward = phase.backward
+    backward, number = phase.backward, itertools.count()
 
     def overflowing(loss):
         backward(loss)
-        phase.parameters[0].grad.view(-1)[0] = float("inf")
+        if next(number) == only or only is None:
+            phase.parameters[0].grad.view(-1)[0] = float("inf")
 
     phase.backward = overflowing
 
@@ -107,3 +110,17 @@ def test_an_overflow_advances_nothing_of_its_network(shard_folder, which):
     assert same(average, weights(one.ema.module)) == (which == "G")
     assert (one.step_number, one.ema.updates) == ((1, 1) if which == "G" else (2, 2))
     assert one.position == 16  # the pictures are spent either way
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_of_two_d_steps_the_one_that_overflowed_is_not_heard(shard_folder, monkeypatch, only):
+    """Neither by LeCam's means nor by what adapts, although the other one's gradient was sound."""
+    one = scaled(lone_trainer(shard_folder, d_steps=2, lecam=0.1))
+    overflow(one, "D", only)
+    heard = []
+    monkeypatch.setattr(one, "_adapt", lambda stats: heard.append("grad_norm_d" in stats))
+    stats = one.step()
+    one.accelerator.scaler = None
+    assert heard == [True] and stats["skipped"] == 1 and one.skipped
+    assert ("grad_norm_d" in stats) == (only == 0)  # the scalars are those of the last D step
+    assert (one.step_number, one.position) == (1, 16)

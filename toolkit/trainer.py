@@ -65,7 +65,7 @@ class Trainer:
         self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)
         scaler = accelerator.scaler
         self.first_scale = None if scaler is None else scaler.state_dict()
-        self.skipped = False  # whether the last step's gradients overflowed half precision
+        self.skipped = False  # whether gradients of the last step overflowed half precision, in any of its phases
         self.step_number = 0  # optimizer steps of G done
         self.position = 0  # where the next picture is read: the whole state of the data pipeline
         self.left_out = 0  # of these: passed over by rollbacks, never seen
@@ -127,6 +127,7 @@ class Trainer:
     def step(self) -> Scalars:
         """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, averages. Returns scalars."""
         self.fetch()
+        self.skipped = False
         read, bad = self.feed.read, self.feed.bad
         ready = self.feed.take()
         replaced = (self.feed.bad - bad) / (self.feed.read - read)
@@ -134,22 +135,21 @@ class Trainer:
         for k, micro_batches in enumerate(ready):
             micro_batches = [self._mirrored(batch) for batch in micro_batches] if self.config.mirror else micro_batches
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
-            stats |= self._run_phase("D", self.discriminator_loss, micro_batches, noise)
+            of_d = self._run_phase("D", self.discriminator_loss, micro_batches, noise)
             self.unwrap(self.D).iterate()
-            if "grad_norm_d" in stats:
-                self._adapt(stats)
+            if "grad_norm_d" in of_d:
+                self._adapt(of_d)
             self.position += self.config.batch
         # Without no_sync, DDP would expect gradients of D and exchange the next step's first micro-batch for nothing.
         with frozen(self.D), self.accelerator.no_sync(self.D):
-            stats |= self._run_phase("G", self.generator_loss, micro_batches, noise)
-        if "grad_norm_g" in stats:  # else half precision overflowed: a skipped step advances nothing
+            of_g = self._run_phase("G", self.generator_loss, micro_batches, noise)
+        if "grad_norm_g" in of_g:  # else half precision overflowed: a skipped step advances nothing
             for average in self.averages:
                 average.update(self.unwrap(self.G))
             self.step_number += 1
         if self.accelerator.scaler is not None:
-            self.skipped = not {"grad_norm_d", "grad_norm_g"} <= stats.keys()
             stats["skipped"] = torch.full((), float(self.skipped), device=self.device)
-        return stats
+        return stats | of_d | of_g
 
     def _mirrored(self, batch: Batch) -> Batch:
         """The same, each picture flipped left to right or not by (seed, position); `self.position` is the first row's.
@@ -172,6 +172,7 @@ class Trainer:
         if self.parts > 1:
             stats = {key: value / self.parts for key, value in stats.items()}
         result = phase.step()
+        self.skipped |= result.skipped
         return stats if result.skipped else stats | {f"grad_norm_{name.lower()}": result.gradient_norm}
 
     def discriminator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
