@@ -49,7 +49,8 @@ pack() {
 
 go() {
     local dir out grid=$3 minutes=$4 work
-    dir=$(realpath "$1") && mkdir -p "$2" && out=$(realpath "$2") || exit 1
+    dir=$(realpath "$1") && mkdir -p "$2" && out=$(realpath "$2") && grid=$(realpath -e "$grid") || exit 1
+    cd "$ROOT" || exit 1 # where a variant's `config: configs/...` is looked for
     work=$(mktemp -d) || exit 1
     if compgen -G "$dir/wheels/*.whl" >/dev/null; then
         $PYTHON -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$dir"/wheels/*.whl || exit 1

@@ -7,7 +7,9 @@ import torch
 
 from tests.running import lone_trainer, next_batch, train
 from toolkit.adaptive import Adaptive, AdaptiveOptions
+from toolkit.config import TrainConfig
 from toolkit.draws import StepDraws
+from toolkit.errors import UserError
 from toolkit.run_folder.records import read_log
 
 BATCH, KIMG = 64, 8.0
@@ -172,3 +174,12 @@ def test_the_signs_are_those_of_ds_verdicts_wherever_its_zero_lies(shard_folder,
         assert after["real_sign"] == -after["fake_sign"] and abs(after["real_sign"]) < 1
     else:
         assert after["real_sign"] == after["fake_sign"] == 1
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"adaptive_augment": True, "diffaug": ""}, "adaptive_augment without diffaug: .*--diffaug color,"),
+    ({"adaptive_r1": True, "r1_penalty": 0, "r2_penalty": 0}, "adaptive_r1 with r1_penalty 0 and r2_penalty 0"),
+])  # fmt: skip
+def test_what_would_change_nothing_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        TrainConfig(**options)

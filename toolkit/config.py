@@ -106,11 +106,12 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     ema_ramp: bool = True
     """Whether the decay grows as min(ema_decay, (1 + step) / (10 + step))."""
     ema_kimg: float | None = None
-    """Half-life of the average in thousands of pictures; replaces ema_decay when given."""
+    """Half-life of the average in thousands of pictures that G has drawn, `batch` a step whatever d_steps is; replaces
+    ema_decay when given."""
     ema_rampup: float = 0.0
-    """Longest half-life of any average as a share of the pictures seen so far (StyleGAN2-ADA: 0.05); 0 = no limit."""
+    """Longest half-life of any average as a share of the pictures drawn so far (StyleGAN2-ADA: 0.05); 0 = no limit."""
     ema_profiles: str = ""
-    """Half-lives of further averages in thousands of pictures, such as 5,20,80: each in a file of its own in every
+    """Half-lives of further averages, counted as ema_kimg is, such as 5,20,80: each in a file of its own in every
     checkpoint, for `python -m evaluation.choose_average`; '' = none."""
 
     log_every: int = 50
@@ -162,6 +163,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         for name in ("augment_p", "max_bad", "ema_rampup"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         self._check_frozen()
+        self._check_adapting()
         check(1 <= self.timeout <= 10**7, "timeout", self.timeout, "at least 1 second")
         check(1 <= self.d_steps <= 8, "d_steps", self.d_steps, "from 1 to 8")
         check(
@@ -192,6 +194,15 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
                 f"r1_penalty {self.r1_penalty}, r2_penalty {self.r2_penalty} with d_scales 0: they differentiate the "
                 "trained discriminator, of which there is none; pass --r1_penalty 0 --r2_penalty 0, or --d_scales 1"
             )
+
+    def _check_adapting(self) -> None:
+        """What adapts needs something to adapt."""
+        if self.adaptive_augment and not self.diffaug_names:
+            raise UserError(
+                "adaptive_augment without diffaug: say what may be augmented (--diffaug color,translation,cutout)"
+            )
+        if self.adaptive_r1 and not (self.r1_penalty or self.r2_penalty):
+            raise UserError("adaptive_r1 with r1_penalty 0 and r2_penalty 0: it scales them; pass --r1_penalty 0.1")
 
     @property
     def diffaug_names(self) -> tuple[str, ...]:
