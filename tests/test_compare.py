@@ -10,7 +10,7 @@ import pytest
 from evaluation.compare import __main__ as command
 from evaluation.compare.__main__ import CompareOptions, runs_first
 from evaluation.compare.runs import NEUTRAL, ScoredRun, Variant, letters
-from evaluation.compare.significance import holm, summary, welch
+from evaluation.compare.significance import Summary, holm, least_shown, summary, welch
 from evaluation.compare.verdicts import compare
 from evaluation.run_scores.reading import Evaluation
 from toolkit.command_line import dump, parse
@@ -68,6 +68,11 @@ class TestStatistics:
         assert welch(summary([1.0]), summary([2.0, 3.0])) is None
         assert welch(summary([1.0, 1.0]), summary([2.0, 2.0])) is None
         assert welch(summary([1.0, 1.0]), summary([2.0, 2.5])) is not None
+
+    @pytest.mark.parametrize("seeds, tests", [(2, 1), (3, 12), (8, 5)])
+    def test_the_least_difference_that_is_shown(self, seeds, tests):
+        shift = least_shown(seeds, tests, 0.05)
+        assert welch(Summary(10 + shift, 1.0, seeds), Summary(10.0, 1.0, seeds)).p == pytest.approx(0.05 / tests)
 
     def test_holm_by_hand(self):
         assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

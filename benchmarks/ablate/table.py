@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from benchmarks.ablate.results import Results
 from benchmarks.ablate.verdicts import ALPHA, Verdict, judge, scores_of, values
-from evaluation.compare.significance import Summary, summary
+from evaluation.compare.significance import Summary, least_shown, summary
 from evaluation.run_scores.score_names import parse
 from toolkit.config import TrainConfig
 
@@ -146,6 +146,10 @@ def _notes(results: Results, alpha: float) -> list[str]:
         notes[2] += ", of the process's CPU time"
     if any(run.get("parallel", 1) > 1 and run.get("clock") == "wall" for run in results.runs):
         notes.append("several runs shared the device at once: their seconds compare roughly")
-    if any(len(results.of(name)) < 3 for name in results.variants()):
-        notes.append("fewer than 3 seeds: only a difference many times the noise can be shown")
+    if (tests := len(results.variants()) - 1) and (seeds := len(results.grid["seeds"])) > 1:
+        fewest, more = (f"{least_shown(count, tests, alpha):.1f}" for count in (seeds, seeds + 2))
+        notes.append(
+            f"what {seeds} seeds can show of {tests} variants at all: differences of some {fewest} deviations (with "
+            f"{seeds + 2} seeds {more}); fewer variants in a grid need less"
+        )
     return [f"- {note}" for note in notes]

@@ -48,6 +48,14 @@ def welch(first: Summary, second: Summary) -> Welch | None:
     )
 
 
+def least_shown(seeds: int, tests: int, alpha: float) -> float:
+    """How far apart two means over `seeds` (at least 2) runs each must lie, in standard deviations of a run, for the
+    first of `tests` to be below `alpha` after `holm`: the same noise on both sides."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - alpha / (2 * tests), 2 * (seeds - 1))) * math.sqrt(2 / seeds)
+
+
 def holm(values: list[float]) -> list[float]:
     """p values -> adjusted ones, in their order: below `alpha` for any wrongly with probability at most `alpha`."""
     order = sorted(range(len(values)), key=lambda i: values[i])

@@ -29,6 +29,9 @@ def test_table(results):
     assert good[:4] == ["good", "loss nonsaturating", "3", "41 ± 1 (-10.2, **better**)"]
     assert good[4:] == ["0.1 ± 0 (+0)", "6 (x 1.50)", "2.5 M + 1 k", "3 G + 12", "collapse 3/3"]
     assert bad[3] == "60.17 ± 0.76 (+9, **worse**)" and floor[3] == "3.25"
+    assert "- what 3 seeds can show of 2 variants at all: differences of some 2.9 deviations (with 5 seeds 1.7)" in (
+        "\n".join(lines)
+    )
 
 
 def test_seconds_of_two_devices_are_not_compared(results):
