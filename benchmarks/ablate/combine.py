@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
-from benchmarks.ablate.grid import Grid, fingerprint, unusual
+from benchmarks.ablate.grid import Grid, differing, fingerprint
 from benchmarks.ablate.results import Results, start
 from benchmarks.ablate.table import ranked
 from benchmarks.ablate.verdicts import ALPHA, judge
+from toolkit.config import TrainConfig
 from toolkit.durable import write_whole
 
 Measure = Callable[[Grid, Path], Results]
@@ -113,6 +114,7 @@ def _write(found: Combined, out: Path) -> None:
     }  # fmt: skip
     write_whole(out / "combined.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     grid = found.on_top([])
-    options = {name: value for name, value in unusual(grid.config(grid.control)).items() if name != "kimg"}
+    options = differing(grid.config(grid.control), asdict(TrainConfig()))
+    options.pop("kimg", None)
     head = f"# Chosen by python -m benchmarks.ablate --combine: {' + '.join([found.grid.control, *found.chosen])}\n"
     write_whole(out / "combined.yaml", (head + yaml.safe_dump(options, sort_keys=False)).encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.ablate.reference import REFERENCE
 from evaluation import during_training
 from evaluation.compare.runs import NEUTRAL
 from toolkit.command_line import parse
@@ -99,9 +100,9 @@ class Grid:
         )  # fmt: skip
 
     def definition(self, variant: str) -> dict:
-        """What the numbers of a variant are a function of, but for the seed. New options with a default that changes
-        nothing leave it as it is. Files are told by their SHA-256."""
-        evaluate, options = self.evaluate, unusual(self.config(variant))
+        """What the numbers of a variant are a function of, but for the seed, whatever today's defaults are. Files are
+        told by their SHA-256."""
+        evaluate, options = self.evaluate, differing(self.config(variant), REFERENCE)
         return {
             "options": options | {name: _content(options[name]) for name in FILES if options.get(name)},
             "data": self.shards.manifest.fingerprint,
@@ -134,9 +135,8 @@ def fingerprint(definition: dict) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def unusual(config: TrainConfig) -> dict:
-    """The options that leave a trace in the trained network, where they are not the default."""
-    usual = asdict(TrainConfig())
+def differing(config: TrainConfig, usual: dict) -> dict:
+    """The options that leave a trace in the trained network, where they are not as in `usual`."""
     return {name: value for name, value in asdict(config).items() if name not in NEUTRAL and value != usual[name]}
 
 

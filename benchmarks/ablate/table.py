@@ -1,12 +1,10 @@
 """table.md: a row for each variant, a column for each score, every number beside what it is judged against."""
 
-from dataclasses import asdict
-
+from benchmarks.ablate.reference import REFERENCE
 from benchmarks.ablate.results import Results
 from benchmarks.ablate.verdicts import ALPHA, Verdict, judge, scores_of, values
 from evaluation.compare.significance import Summary, least_shown, summary
 from evaluation.run_scores.score_names import parse
-from toolkit.config import TrainConfig
 
 
 def draw_table(results: Results, alpha: float = ALPHA) -> str:
@@ -32,14 +30,13 @@ def ranked(results: Results) -> list[str]:
 
 def differing(results: Results, variant: str) -> dict[str, tuple[object, object]]:
     """Option -> its value in the control and in the variant."""
-    usual = asdict(TrainConfig())
 
     def options(name: str) -> dict:
         return next((run["options"] for run in results.runs if run["variant"] == name), {})
 
     mine, theirs = options(variant), options(results.grid["control"])
     names = dict.fromkeys([*theirs, *mine])
-    pairs = {name: tuple(side.get(name, usual.get(name)) for side in (theirs, mine)) for name in names}
+    pairs = {name: tuple(side.get(name, REFERENCE.get(name)) for side in (theirs, mine)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

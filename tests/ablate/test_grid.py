@@ -1,13 +1,19 @@
 """What a grid says: options, evaluations, definitions, and what is refused."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 
-from benchmarks.ablate.grid import fingerprint, read_grid
+from benchmarks.ablate.grid import Grid, fingerprint, read_grid
+from benchmarks.ablate.reference import REFERENCE
+from benchmarks.ablate.results import read
+from evaluation.compare.runs import NEUTRAL
 from tests.ablate.made import write_grid
+from tests.conftest import REPOSITORY
+from toolkit.config import TrainConfig
 from toolkit.errors import UserError
 
 
@@ -44,6 +50,39 @@ def test_the_same_training_has_the_same_fingerprint(place, grid):
     others.append(replace(grid, evaluate=replace(grid.evaluate, count=70)).definition("faster"))
     others.append(replace(grid, data=str(place / "test")).definition("faster"))
     assert len({fingerprint(one) for one in [grid.definition("faster"), *others]}) == 6
+
+
+def test_a_definition_outlives_changed_defaults(grid, monkeypatch):
+    """A training with another default is another one, and one that spells the earlier value out is the same."""
+    before = grid.definition("faster")
+    changed = replace(grid.config("faster"), diffaug="cutout", beta2=0.5)
+    monkeypatch.setattr(TrainConfig, "__init__", partialmethod(TrainConfig.__init__, diffaug="cutout", beta2=0.5))
+    assert TrainConfig().diffaug == "cutout"
+    monkeypatch.setattr(Grid, "config", lambda *_: changed)
+    after = grid.definition("faster")
+    assert after["options"] == before["options"] | {"diffaug": "cutout", "beta2": 0.5}
+
+
+def test_every_option_that_counts_has_a_reference():
+    """Of a new one: the value that changes nothing."""
+    assert REFERENCE.keys() == {field.name for field in fields(TrainConfig)} - set(NEUTRAL)
+    TrainConfig(**REFERENCE)
+
+
+@pytest.mark.parametrize("name", ["food32_winner", "food32_defaults"])
+def test_committed_results_are_of_the_grids_beside_them(name, place):
+    """Their options, as recorded, are those that the grid gives today."""
+    text = (REPOSITORY / "benchmarks" / "grids" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = text.replace("food32_train", "shards").replace("food32_test", "test").replace("count: 500", "count: 64")
+    (place / f"{name}.yaml").write_text(text.replace(", weights: inception.pth", ""), encoding="utf-8")
+    grid, results = read_grid(place / f"{name}.yaml"), read(REPOSITORY / "benchmarks/results/ablate" / f"{name}.json")
+    assert len(results.runs) > 5
+    for run in results.runs:
+        expected = grid.definition(run["variant"])["options"]
+        apart = ("resolution", "frozen_weights")
+        assert {k: v for k, v in run["options"].items() if k not in apart} == {
+            k: v for k, v in expected.items() if k not in apart
+        }
 
 
 def test_a_file_lies_beside_the_grid_and_counts_by_what_it_holds(place):
