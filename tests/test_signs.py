@@ -82,6 +82,8 @@ STATES = [  # (values on top of a healthy run, options, loss, findings of 8 such
     ({"logit_real": 21.0}, {}, "hinge", {("extreme_logits", "warning", "")}),
     ({"logit_mismatched": -25.0}, {}, "hinge", {("extreme_logits", "warning", "")}),
     ({"logit_mismatched": 15.0}, {}, "relativistic", {("extreme_logits", "warning", "")}),
+    ({"loss_d": 0.17, "loss_g": 3.9, "logit_fake": 37.1}, {}, "relativistic", set()),  # the emoji of docs/recipe.md
+    ({"loss_d": 0.17, "loss_g": 4.5, "logit_fake": 37.1}, {}, "relativistic", {("loss_range", "note", "")}),
     ({"grad_norm_d": 801.0}, {}, "hinge", {("gradient_jump", "warning", "")}),
     ({"loss_scale": 8.0}, {}, "hinge", {("loss_scale", "warning", "")}),
     ({"loss_scale": 0.5}, {}, "hinge", {("loss_scale", "action", "stop")}),

@@ -57,7 +57,7 @@ class Scale(NamedTuple):
 SCALES = {
     "hinge": Scale(2.0, (1.0, 2.0), (0.0, 1.5), gap=4, far=2.5),
     "nonsaturating": Scale(2 * math.log(2), (0.5, 2 * math.log(2)), (0.5, 3.0), gap=8, far=4),
-    "relativistic": Scale(math.log(2), (0.2, math.log(2)), (0.5, 3.0), gap=4, far=4),
+    "relativistic": Scale(math.log(2), (0.2, math.log(2)), (0.5, 4.0), gap=4, far=4),
 }
 
 
