@@ -85,6 +85,13 @@ def test_committed_results_are_of_the_grids_beside_them(name, place):
         }
 
 
+def test_the_grid_for_ones_own_pictures_needs_nothing_but_shards(place):
+    text = (REPOSITORY / "benchmarks" / "grids" / "yours.yaml").read_text(encoding="utf-8")
+    (place / "yours.yaml").write_text(text.replace("data: data/shards", "data: shards"), encoding="utf-8")
+    grid = read_grid(place / "yours.yaml")
+    assert grid.evaluate.weights is None and len(grid.variants) == 5 and grid.config("adaptive").adaptive_augment
+
+
 def test_a_file_lies_beside_the_grid_and_counts_by_what_it_holds(place):
     line = "frozen_backbone: timm/test_vit, frozen_weights: "
     found = []
