@@ -96,7 +96,7 @@ def open_data(report: Report, config: TrainConfig, processes: int) -> ShardSet |
     about, files = shards.manifest, _count(len(shards.manifest.shards), "shard")
     text = f"{len(shards):,} samples in {files}, {about.distinct_captions:,} distinct captions, {about.resolution} px"
     if len(shards) < FEW_SAMPLES:
-        text += "; so few are learnt by heart: keep --diffaug, try --adaptive_augment"
+        text += "; so few are learnt by heart: try --diffaug color,translation,cutout --adaptive_augment true"
     report.add(WARN if len(shards) < FEW_SAMPLES else OK, "data", text)
     epochs = config.total_steps * config.d_steps * config.batch / len(shards)
     report.add(
