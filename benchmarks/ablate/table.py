@@ -143,7 +143,11 @@ def _notes(results: Results, alpha: float) -> list[str]:
         notes[2] += ", of the process's CPU time"
     if any(run.get("parallel", 1) > 1 and run.get("clock") == "wall" for run in results.runs):
         notes.append("several runs shared the device at once: their seconds compare roughly")
-    if (tests := len(results.variants()) - 1) and (seeds := len(results.grid["seeds"])) > 1:
+    counts = [len(results.of(name)) for name in results.variants()]  # the control's first
+    if any(count < 3 for count in counts):
+        notes.append("fewer than 3 seeds: only a difference many times the noise can be shown")
+    if (seeds := max(counts[1:], default=0)) > 1:
+        tests = len(counts) - 1
         fewest, more = (f"{least_shown(count, tests, alpha):.1f}" for count in (seeds, seeds + 2))
         notes.append(
             f"what {seeds} seeds can show of {tests} variants at all: differences of some {fewest} deviations (with "

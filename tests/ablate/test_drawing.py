@@ -34,6 +34,15 @@ def test_table(results):
     )
 
 
+def test_what_seeds_can_show_is_told_of_those_measured(results):
+    """Not of those the grid has planned."""
+    results.runs = [run for run in results.runs if run["seed"] == 0 or run["variant"] == "base"]
+    text = draw_table(results)
+    assert "seeds can show" not in text and "- fewer than 3 seeds: only a difference many times the noise" in text
+    results.runs = []
+    assert "seeds" not in draw_table(results).split("findings:")[1]
+
+
 def test_seconds_of_two_devices_are_not_compared(results):
     for run in results.of("good"):
         run["device"] = "2 CPU cores"
