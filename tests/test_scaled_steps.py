@@ -27,13 +27,13 @@ def watch(one: Trainer) -> dict[str, list[torch.Tensor]]:
 
 
 def overflow(one: Trainer, network: str, only: int | None = None) -> None:
-    """From now on one element of the network's gradient is infinite; `only`: in its n-th step from here, from 0."""
+    """From now on one element of the network's gradient is infinite; `only`: in the n-th backward pass from here."""
     phase = one.phases[network]
     backward, number = phase.backward, itertools.count()
 
     def overflowing(loss):
         backward(loss)
-        if next(number) == only or only is None:
+        if only in (None, next(number)):
             phase.parameters[0].grad.view(-1)[0] = float("inf")
 
     phase.backward = overflowing

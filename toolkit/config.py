@@ -163,7 +163,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         for name in ("augment_p", "max_bad", "ema_rampup"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         self._check_frozen()
-        self._check_adapting()
+        self._check_something_adapts()
         check(1 <= self.timeout <= 10**7, "timeout", self.timeout, "at least 1 second")
         check(1 <= self.d_steps <= 8, "d_steps", self.d_steps, "from 1 to 8")
         check(
@@ -195,7 +195,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
                 "trained discriminator, of which there is none; pass --r1_penalty 0 --r2_penalty 0, or --d_scales 1"
             )
 
-    def _check_adapting(self) -> None:
+    def _check_something_adapts(self) -> None:
         """What adapts needs something to adapt."""
         if self.adaptive_augment and not self.diffaug_names:
             raise UserError(

@@ -102,7 +102,7 @@ class Grid:
     def definition(self, variant: str) -> dict:
         """What the numbers of a variant are a function of, but for the seed, whatever today's defaults are. Files are
         told by their SHA-256."""
-        evaluate, options = self.evaluate, differing(self.config(variant), REFERENCE)
+        evaluate, options = self.evaluate, apart_from(self.config(variant), REFERENCE)
         return {
             "options": options | {name: _content(options[name]) for name in FILES if options.get(name)},
             "data": self.shards.manifest.fingerprint,
@@ -135,7 +135,7 @@ def fingerprint(definition: dict) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def differing(config: TrainConfig, usual: dict) -> dict:
+def apart_from(config: TrainConfig, usual: dict) -> dict:
     """The options that leave a trace in the trained network, where they are not as in `usual`."""
     return {name: value for name, value in asdict(config).items() if name not in NEUTRAL and value != usual[name]}
 
