@@ -19,10 +19,10 @@ from toolkit.data.images import to_uint8
 from toolkit.encoders.open_clip_encoder import OpenClip, OpenClipEncoder
 from toolkit.encoders.prompts import PromptEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
+from toolkit.inference.folding import FoldedGenerator
+from toolkit.inference.sampling import sample
 from toolkit.networks.architecture import ModelConfig
-from toolkit.networks.inference import FoldedGenerator
 from toolkit.networks.models import Generator
-from toolkit.sampling import sample
 
 NAME, MODEL, BASELINE = "drawing", "ViT-L-14", "one prompt at a time, eager"
 PROMPTS = {"cpu": 8, "cuda": 256}

@@ -15,7 +15,7 @@ from toolkit.config import TrainConfig
 from toolkit.data.images import to_float
 from toolkit.networks import diffaug
 from toolkit.networks.models import Discriminator, Generator
-from toolkit.objective import Inputs
+from toolkit.training.objective import Inputs
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -23,7 +23,7 @@ from benchmarks.side_by_side import Row, Setting, check_close, compared, in_turn
 from evaluation.extractors.inception import load_inception
 from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
 from evaluation.options import EvaluationOptions
-from evaluation.scoring import evaluate
+from evaluation.scoring.pipeline import evaluate
 from tests.inception_files import drawn_pictures, write_random
 
 COUNT = {"cpu": 64, "cuda": 2560}

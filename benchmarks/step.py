@@ -17,15 +17,15 @@ from benchmarks.operations import Operations
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
 from shards import create, toy_dishes
-from toolkit.compiling import Mode
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.launching.launch import start_accelerator
 from toolkit.networks.architecture import EARLIER
-from toolkit.objective import Inputs
-from toolkit.trainer import Trainer
+from toolkit.training.compiling import Mode
+from toolkit.training.objective import Inputs
+from toolkit.training.trainer import Trainer
 
 NAME = "training step"
 BASELINE = "a plain loop"

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from evaluation.options import EvaluationOptions
-from evaluation.report_files import as_json, write_report
-from evaluation.scoring import evaluate
+from evaluation.run_scores.report_files import as_json, write_report
+from evaluation.scoring.pipeline import evaluate
 from toolkit.command_line import run
 from toolkit.errors import UserError
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.options import DrawingOptions, EvaluationOptions, NetworkOptions, ReferenceOptions
-from evaluation.report_files import as_json, write_report
+from evaluation.run_scores.report_files import as_json, write_report
 from evaluation.run_scores.score_names import interval, parse
-from evaluation.scores import METRICS, metric_giving, named
-from evaluation.scoring import evaluate
+from evaluation.scoring.pipeline import evaluate
+from evaluation.scoring.scores import METRICS, metric_giving, named
 from toolkit.command_line import run
 from toolkit.errors import UserError, check
+from toolkit.inference.sampling import find_checkpoint
 from toolkit.run_folder.checkpoint import GENERATOR, MAIN_AVERAGE, MANIFEST, copy_generator, profiles_in
-from toolkit.sampling import find_checkpoint
 
 CHOSEN = "average.safetensors"
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evaluation.options import EvaluationOptions, FakeOptions
-from evaluation.scoring import single
+from evaluation.scoring.pipeline import single
 from toolkit.command_line import run
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from evaluation.evaluator import FEWEST, Evaluator, Setting
-from evaluation.judges import refuse_own
 from evaluation.options import MeasureOptions
 from evaluation.run_scores.score_names import parse
-from evaluation.scores import metric_giving, named, parse_metrics
-from evaluation.scoring import with_pictures
+from evaluation.scoring.evaluator import FEWEST, Evaluator, Setting
+from evaluation.scoring.judges import refuse_own
+from evaluation.scoring.pipeline import with_pictures
+from evaluation.scoring.scores import metric_giving, named, parse_metrics
 from evaluation.sources.generated import generated_source
 from evaluation.sources.shard_pictures import shard_pictures
 from evaluation.sources.source import GROUP, Source, chosen
@@ -24,7 +24,7 @@ from toolkit.data.feature_cache import FeatureCache, default_folder
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 Evaluate = Callable[[Trainer], dict | None]
 
@@ -130,5 +130,5 @@ class TrainingEvaluator:
 
 
 def evaluator(config: TrainConfig, shards: ShardSet, processes: Processes) -> Evaluate:
-    """As `toolkit.reports` knows it."""
+    """As `toolkit.health.reports` knows it."""
     return TrainingEvaluator(config, shards, processes)

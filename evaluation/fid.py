@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from evaluation.options import EvaluationOptions, FakeOptions, InceptionOptions, ReferenceOptions
-from evaluation.scoring import single
+from evaluation.scoring.pipeline import single
 from toolkit.command_line import run
 
 

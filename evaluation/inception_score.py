@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.options import EvaluationOptions, FakeOptions
-from evaluation.scoring import single
+from evaluation.scoring.pipeline import single
 from toolkit.command_line import run
 
 

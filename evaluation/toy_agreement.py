@@ -12,7 +12,7 @@ from shards.toy_dishes import Attributes, all_attributes, is_held_out
 from toolkit.command_line import run
 from toolkit.encoders.text_encoder import load_encoder_of
 from toolkit.errors import check
-from toolkit.sampling import TrainedGenerator, load_generator
+from toolkit.inference.sampling import TrainedGenerator, load_generator
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import evaluation
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 
 class FakeEvaluator:

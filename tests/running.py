@@ -22,7 +22,7 @@ from toolkit.networks.architecture import EARLIER
 from toolkit.run_folder.checkpoint import GENERATOR, NETWORKS, OPTIMIZERS, STATE
 from toolkit.run_folder.records import read_log
 from toolkit.run_folder.snapshot import PLACES
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 PLAIN = {
     "loss": "hinge", "r1_penalty": 1.0, "r2_penalty": 0.0, "r1_interval": 16, "d_steps": 1, "lr_g": 1e-4, "lr_d": 2e-4,
@@ -46,7 +46,7 @@ def train(shard_folder: Path, out_dir: Path, plot: Callable = lambda run: None, 
     try:
         with (
             mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"),
-            mock.patch("toolkit.reports.plot_training", plot),
+            mock.patch("toolkit.health.reports.plot_training", plot),
             mock.patch("toolkit.checks.memory.estimate"),
         ):
             toolkit.train.main(config)

@@ -14,10 +14,10 @@ from toolkit.data.tar_index import ShardFile, index_tar
 from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
+from toolkit.inference.sampling import TrainedGenerator, load_generator
 from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Generator
 from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot, save
-from toolkit.sampling import TrainedGenerator, load_generator
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int] = (24, 24), seed: int = 0) -> Path:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.running import lone_trainer, next_batch, train
-from toolkit.adaptive import Adaptive, AdaptiveOptions
 from toolkit.config import TrainConfig
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
 from toolkit.run_folder.records import read_log
+from toolkit.training.adaptive import Adaptive, AdaptiveOptions
 
 BATCH, KIMG = 64, 8.0
 SHARE = BATCH * Adaptive.EVERY / (KIMG * 1000)

@@ -19,14 +19,14 @@ from tests.test_models import inputs, tiny
 from toolkit.command_line import dump, parse
 from toolkit.config import TrainConfig
 from toolkit.errors import UserError
+from toolkit.inference.folding import FoldedGenerator
+from toolkit.inference.sampling import load_generator
 from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.attention import SelfAttention
 from toolkit.networks.cost import count_operations
-from toolkit.networks.inference import FoldedGenerator
 from toolkit.networks.losses import gradient_penalty
 from toolkit.networks.models import Discriminator, Generator, Look, count_parameters
 from toolkit.run_folder import checkpoint
-from toolkit.sampling import load_generator
 from toolkit.train import main
 
 EVERYTHING = {

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation import choose_average, evaluator
+from evaluation import choose_average
 from evaluation.choose_average import ChooseOptions, choose
-from evaluation.collect import collect
+from evaluation.scoring import evaluator
+from evaluation.scoring.collect import collect
 from tests.inception_files import write_random
 from tests.running import lone_trainer, train
 from tests.scored import untrained
@@ -22,6 +23,7 @@ from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import Diverged, UserError
+from toolkit.inference.sampling import load_generator
 from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import (
@@ -38,7 +40,6 @@ from toolkit.run_folder.checkpoint import (
     profiles_in,
 )
 from toolkit.run_folder.snapshot import take_snapshot
-from toolkit.sampling import load_generator
 
 PROFILES = {"ema_profiles": "0.1,0.02"}
 NAMES = ["ema_0.02kimg", "ema_0.1kimg"]

@@ -19,10 +19,10 @@ from toolkit.data.feed import NAMED, SHARE_OF, Feed
 from toolkit.data.shard_format import INDEX_NAME
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
+from toolkit.health.score import SwdScore
 from toolkit.networks.ema import EMA
 from toolkit.networks.models import Generator
 from toolkit.run_folder.sample_grid import SampleGrid
-from toolkit.score import SwdScore
 
 CPU = torch.device("cpu")
 PICTURE, TEXT, VECTOR = 1, 3, 5

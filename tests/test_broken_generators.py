@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.evaluator import Evaluator, Setting
 from evaluation.options import MeasureOptions
+from evaluation.scoring.evaluator import Evaluator, Setting
 from evaluation.sources.opening import open_source
 from toolkit.launching.processes import Processes
 
@@ -92,8 +92,8 @@ def reports(tmp_path_factory) -> dict[str, dict]:
     real = open_source(write(folder / "real", discs(seed=1)))
     names = ("fresh", "constant", "one per prompt", "noise", "shuffled", "copied")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.evaluator.load_inception", lambda *arguments: Tiles())
-        patch.setattr("evaluation.evaluator.load_clip", lambda *arguments: ColourClip())
+        patch.setattr("evaluation.scoring.evaluator.load_inception", lambda *arguments: Tiles())
+        patch.setattr("evaluation.scoring.evaluator.load_clip", lambda *arguments: ColourClip())
         options = MeasureOptions(metrics=METRICS, feature_layer=64)
         evaluator = Evaluator(options, real, Setting(Processes(None, 60), torch.device("cpu")))
         return {name: evaluator(open_source(write(folder / name, broken(name)))) for name in names}

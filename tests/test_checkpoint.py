@@ -8,11 +8,11 @@ import torch
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
+from toolkit.inference.sampling import load_generator
 from toolkit.networks.architecture import EARLIER, ModelConfig
 from toolkit.networks.models import Generator
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import GENERATOR, MANIFEST, NETWORKS, OPTIMIZERS, STATE, GeneratorFile, Snapshot
-from toolkit.sampling import load_generator
 
 CONFIG = ModelConfig(resolution=16, base_ch=2, z_dim=4, d_scales=1, **EARLIER)
 

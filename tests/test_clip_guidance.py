@@ -11,10 +11,10 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from evaluation import during_training
-from evaluation.evaluator import Evaluator, Setting
 from evaluation.extractors.clip_images import load_clip
-from evaluation.judges import notes_on, refuse_guide, refuse_own
 from evaluation.options import MeasureOptions
+from evaluation.scoring.evaluator import Evaluator, Setting
+from evaluation.scoring.judges import notes_on, refuse_guide, refuse_own
 from evaluation.sources.opening import open_source
 from shards import embed
 from tests.running import TINY, lone_trainer, next_batch, train

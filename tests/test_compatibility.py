@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.running import PLAIN, TENSORS, TINY, logged, train
-from toolkit.adaptive import Adaptive
 from toolkit.config import TrainConfig
 from toolkit.data.shard_format import MANIFEST_NAME
 from toolkit.data.shard_reader import ShardSet
@@ -23,7 +22,8 @@ from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import MANIFEST, STATE, checkpoint_name
 from toolkit.run_folder.snapshot import restore_snapshot, take_snapshot
-from toolkit.trainer import Trainer
+from toolkit.training.adaptive import Adaptive
+from toolkit.training.trainer import Trainer
 
 FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1" / "ckpt_0000003"
 """Written by the toolkit of format 1 for networks of one layer; every tensor counts up in eighths."""

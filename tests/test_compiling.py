@@ -5,8 +5,8 @@ import torch
 
 from tests.running import lone_trainer
 from tests.test_architecture import EVERYTHING as ARCHITECTURE
-from toolkit.compiling import Compiled
-from toolkit.trainer import Trainer
+from toolkit.training.compiling import Compiled
+from toolkit.training.trainer import Trainer
 
 SMALL = {"d_scales": 1, "r1_interval": 2, "lr_g": 1e-6, "lr_d": 1e-6, "g_norm": "batch"}
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from tests.running import lone_trainer, next_batch
-from toolkit.conditioning import perturbed, text_share
 from toolkit.config import TrainConfig
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
+from toolkit.training.conditioning import perturbed, text_share
 
 
 def drawn(count: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -15,10 +15,10 @@ from tests.running import assert_equal_runs, train
 from tests.test_checkpoint import snapshot
 from toolkit.durable import file_sha256
 from toolkit.errors import UserError
+from toolkit.inference.sampling import load_generator
 from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import GENERATOR, MANIFEST, NETWORKS, OPTIMIZERS, STATE, checkpoint_name
-from toolkit.sampling import load_generator
 
 FILES = (GENERATOR, NETWORKS, OPTIMIZERS, STATE)
 DEEP = b'{"version": 2, "files": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"

@@ -14,7 +14,7 @@ from toolkit.errors import NotSaved, UserError
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import checkpoint_name, find_problem
 from toolkit.run_folder.plots import plot_training
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 FULL = OSError(28, "No space left on device")
 

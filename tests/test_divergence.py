@@ -13,11 +13,11 @@ from toolkit import train as command
 from toolkit.command_line import run
 from toolkit.config import TrainConfig
 from toolkit.errors import Diverged
-from toolkit.run import LOOK_EVERY, Run
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import NETWORKS, newest_valid
 from toolkit.run_folder.records import EVENTS_NAME, read_log
-from toolkit.trainer import Trainer
+from toolkit.training.run import LOOK_EVERY, Run
+from toolkit.training.trainer import Trainer
 
 OFTEN = {"iters": 8, "ckpt_every": 2, "rollback_skip": 2, "lr_g": 1e-4, "lr_d": 4e-4}
 NAN = float("nan")
@@ -242,7 +242,7 @@ def test_a_divergence_in_the_very_last_steps_is_rolled_back_too(shard_folder, tm
     """Step 8 of 8 ends the loop; what is found while finishing must not end the run with an error."""
     found = iter(["rollback"])
     run = tmp_path / "run"
-    monkeypatch.setattr("toolkit.reports.Reports.line", lambda self, line: (
+    monkeypatch.setattr("toolkit.health.reports.Reports.line", lambda self, line: (
         (next(found, ""), "made up") if line["step"] == 8 and self.trainer.step_number == 8 else ("", "")
     ))  # fmt: skip
     train(shard_folder, run, **OFTEN | {"log_every": 100, "ckpt_every": 5})

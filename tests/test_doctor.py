@@ -26,7 +26,7 @@ from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.snapshot import take_snapshot
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 TINY = {
     "resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 1, "batch": 8, "workers": 0, "n_sample": 4,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from evaluation.__main__ import listed, main
-from evaluation.collect import OutOfTime, collect
-from evaluation.evaluator import Evaluator, Setting
 from evaluation.options import EvaluationOptions, MeasureOptions
-from evaluation.scores import METRICS, named, parse_metrics
+from evaluation.scoring.collect import OutOfTime, collect
+from evaluation.scoring.evaluator import Evaluator, Setting
+from evaluation.scoring.scores import METRICS, named, parse_metrics
 from evaluation.sources.opening import open_source
 from tests.conftest import REPOSITORY
 from tests.inception_files import write_random
@@ -49,7 +49,7 @@ class Means:
 @pytest.fixture
 def means(monkeypatch) -> Means:
     found = Means()
-    monkeypatch.setattr("evaluation.evaluator.load_inception", lambda *arguments: found)
+    monkeypatch.setattr("evaluation.scoring.evaluator.load_inception", lambda *arguments: found)
     return found
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import toolkit.train
 from evaluation import during_training
-from evaluation.evaluator import Evaluator, Setting
-from evaluation.judges import notes_on, refuse_own
 from evaluation.options import MeasureOptions
+from evaluation.scoring.evaluator import Evaluator, Setting
+from evaluation.scoring.judges import notes_on, refuse_own
 from evaluation.sources.opening import open_source
 from tests import tiny_clip
 from tests.running import TENSORS, TINY, assert_equal_runs, logged, lone_trainer, next_batch, run_training, train
@@ -39,7 +39,7 @@ from toolkit.networks.frozen_features import load_backbone, spread, weightless_b
 from toolkit.networks.losses import gradient_penalty
 from toolkit.networks.models import Discriminator, Look, count_parameters
 from toolkit.run_folder.checkpoint import NETWORKS, GeneratorFile, Snapshot, load_generator_file, save
-from toolkit.trainer import frozen
+from toolkit.training.trainer import frozen
 
 TINY_CLIP = f"open_clip/{tiny_clip.NAME}"
 SMALL = {"resolution": 16, "base_ch": 4, "cond_dim": 24, "z_dim": 8}

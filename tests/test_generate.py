@@ -11,8 +11,8 @@ from tests.test_checkpoint import snapshot
 from toolkit import generate
 from toolkit.errors import UserError
 from toolkit.generate import GenerateOptions, clean_prompt, parse_seeds, slug
+from toolkit.inference.sampling import load_generator
 from toolkit.run_folder import checkpoint
-from toolkit.sampling import load_generator
 
 
 @pytest.fixture

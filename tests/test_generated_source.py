@@ -15,11 +15,11 @@ from evaluation.sources.opening import open_source
 from evaluation.sources.source import GROUP
 from tests.conftest import REPOSITORY
 from tests.scored import Sensitive, load_sensitive, pictures_of, untrained, write_run, write_shards
-from toolkit import sampling
 from toolkit.draws import sample_noise
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
+from toolkit.inference import sampling
 
 SIZES = {"resolution": 32, "base_ch": 8}
 

@@ -18,7 +18,7 @@ from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder.records import Window
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

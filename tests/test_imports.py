@@ -17,7 +17,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
     {"perceptual", "text_encoder", "frozen_features", "evaluations", "scale_discriminator"},
     {"models", "clip_guidance"},
-    {"shard_format", "inference", "cost"},
+    {"shard_format", "folding", "cost"},
     {"shard_reader", "checkpoint", "fetching", "shard_cache"},
     {"dataset", "remote_shards", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},
     {"feature_cache", "sampling", "resident", "panels"},

@@ -9,10 +9,10 @@ from benchmarks.operations import Operations
 from tests.test_checkpoint import snapshot
 from tests.test_models import inputs, tiny
 from toolkit.draws import sample_noise
-from toolkit.networks.inference import FoldedGenerator
+from toolkit.inference.folding import FoldedGenerator
+from toolkit.inference.sampling import load_generator, sample
 from toolkit.networks.models import Generator
 from toolkit.run_folder import checkpoint
-from toolkit.sampling import load_generator, sample
 
 
 def trained(g_norm: str) -> Generator:

@@ -24,7 +24,7 @@ from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
 from toolkit.networks.models import Discriminator, Generator, count_parameters
-from toolkit.trainer import Trainer, frozen
+from toolkit.training.trainer import Trainer, frozen
 
 TINY = {"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0}
 EVERYTHING = {
@@ -269,7 +269,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.checks.micro_batch import agreed, largest_that_fits
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 def start():
     config = TrainConfig(data=sys.argv[1], resolution=16, base_ch=4, z_dim=8, batch=16, workers=0, g_norm="group")
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]

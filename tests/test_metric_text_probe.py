@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evaluation import during_training
-from evaluation.evaluator import Evaluator, Setting
 from evaluation.metrics import ridge, text_probe
 from evaluation.metrics.text_agreement import Retrieval, shuffled_order
 from evaluation.options import EvaluationOptions, MeasureOptions
 from evaluation.run_scores.score_names import CONTROLS, parse
-from evaluation.scoring import evaluate
+from evaluation.scoring.evaluator import Evaluator, Setting
+from evaluation.scoring.pipeline import evaluate
 from evaluation.sources.opening import open_source
 from tests.scored import write_pictures, write_run, write_shards
 from tests.test_during_training import config, shards, weights  # noqa: F401

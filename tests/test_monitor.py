@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_signs import HEALTHY, STATES, kinds, lines, monitor, told
 from toolkit.errors import UserError
-from toolkit.monitor import WatchOptions
+from toolkit.health.monitor import WatchOptions
 
 
 def test_what_lasts_is_told_again_after_twenty_lines_only():

@@ -8,7 +8,7 @@ from tests.running import lone_trainer, next_batch
 from toolkit.config import TrainConfig
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
-from toolkit.penalty import share_left, weight_of
+from toolkit.training.penalty import share_left, weight_of
 
 
 @pytest.mark.parametrize(("resolution", "batch", "expected"), [(256, 32, 0.4096), (1024, 32, 6.5536), (32, 16, 0.0128)])

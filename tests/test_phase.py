@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.phase import Phase
+from toolkit.training.phase import Phase
 
 
 def phase(scaler=None, clip=0.0, lr=0.5, fused=False):

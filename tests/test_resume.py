@@ -15,12 +15,12 @@ from tests.running import PLAIN, TINY, assert_equal_runs, finish, launch, logged
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
+from toolkit.health.score import Scoring
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import STATE, checkpoint_name
 from toolkit.run_folder.records import read_log
 from toolkit.run_folder.snapshot import take_snapshot
-from toolkit.score import Scoring
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 COURSE = {"iters": 9, "r1_interval": 4}
 """24 pictures in batches of 8: an epoch ends after steps 3, 6, 9; R1 is computed in steps 1, 5 and 9."""

@@ -15,10 +15,10 @@ from tests.running import finish, launch, logged, train
 from tests.test_checkpoint import snapshot
 from toolkit.config import TrainConfig
 from toolkit.errors import UserError
+from toolkit.health.score import Scoring
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.lock import RunLock
-from toolkit.score import Scoring
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 HOLDER = """
 import os, sys, time

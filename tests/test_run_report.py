@@ -18,7 +18,7 @@ from evaluation.report.overview import duration
 from evaluation.report.run_record import read_run
 from evaluation.run_scores.reading import read_evaluations
 from evaluation.run_scores.score_names import TITLES, in_order, interval, parse, spread
-from evaluation.scores import METRICS
+from evaluation.scoring.scores import METRICS
 from tests.running import train
 from tests.test_report import Page
 from toolkit.command_line import dump
@@ -71,7 +71,7 @@ def cells(page: str) -> list[list[str]]:
 
 
 def pairs_picture(path: Path, count: int) -> None:
-    """As evaluation.pairs draws it: the sample a shade of grey, the training picture magenta."""
+    """As evaluation.scoring.pairs draws it: the sample a shade of grey, the training picture magenta."""
     sides = [torch.full((3, 16, 16), 20 * row, dtype=torch.uint8) for row in range(count)]
     real = torch.tensor(MAGENTA, dtype=torch.uint8)[:, None, None].expand(3, 16, 16)
     draw_captioned_grid(torch.stack([one for side in sides for one in (side, real)]), ["a pair"] * count).save(path)

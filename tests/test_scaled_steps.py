@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.running import lone_trainer
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 SLOW = {"lr_g": 1e-9, "lr_d": 1e-9, "r1_interval": 1, "lecam": 0.1}
 """So small that G's gradient does not depend on how D's step rounded."""

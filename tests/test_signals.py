@@ -16,7 +16,7 @@ from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import find_problem
 from toolkit.run_folder.records import read_log
 from toolkit.run_folder.sample_grid import SampleGrid
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EVENTS = {"iters": 6, "sample_every": 2, "ckpt_every": 2, "r1_interval": 3}

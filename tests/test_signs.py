@@ -8,8 +8,8 @@ import re
 import pytest
 
 from toolkit.config import TrainConfig
-from toolkit.monitor import Monitor, WatchOptions
-from toolkit.signs import RULES, SCALES
+from toolkit.health.monitor import Monitor, WatchOptions
+from toolkit.health.signs import RULES, SCALES
 
 HEALTHY = {
     "loss_d": 1.2, "loss_g": 0.4, "loss_d_max": 2.1, "loss_g_max": 1.0, "loss_mismatch": 0.3, "logit_real": 0.6,

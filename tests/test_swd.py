@@ -8,8 +8,8 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 from torch.nn import functional as F
 
-from toolkit import swd
-from toolkit.swd import sliced_distance, sliced_wasserstein
+from toolkit.health import swd
+from toolkit.health.swd import sliced_distance, sliced_wasserstein
 
 
 def pictures(count: int, side: int, seed: int) -> Tensor:

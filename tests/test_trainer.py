@@ -22,7 +22,7 @@ from toolkit.networks.losses import gradient_penalty
 from toolkit.networks.models import Look, Verdict
 from toolkit.run_folder.checkpoint import newest_valid
 from toolkit.run_folder.records import read_log
-from toolkit.trainer import Trainer, frozen
+from toolkit.training.trainer import Trainer, frozen
 
 
 def trainer(shard_folder: Path, **options) -> Trainer:

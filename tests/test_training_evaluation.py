@@ -230,7 +230,7 @@ def test_the_time_an_evaluation_takes_is_not_the_trainings(shard_folder, tmp_pat
     """A clock that only the evaluation moves, and that by an hour."""
     now = [0.0]
     clock = type("Clock", (), {"perf_counter": lambda: now.__setitem__(0, now[0] + 1) or now[0]})
-    monkeypatch.setattr("toolkit.run.time", clock)
+    monkeypatch.setattr("toolkit.training.run.time", clock)
 
     def hour() -> None:
         now[0] += 3600

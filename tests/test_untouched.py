@@ -12,13 +12,13 @@ from PIL import Image
 from tests.running import QUIET, assert_equal_runs, train
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
+from toolkit.health.reports import Reports
+from toolkit.health.score import Scoring, SwdScore
+from toolkit.inference.sampling import sample
 from toolkit.launching.processes import Processes
-from toolkit.reports import Reports
 from toolkit.run_folder.checkpoint import checkpoint_name
 from toolkit.run_folder.snapshot import take_snapshot
-from toolkit.sampling import sample
-from toolkit.score import Scoring, SwdScore
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 COURSE = {"iters": 7, "r1_interval": 3, "g_norm": "batch", "lecam": 0.1}
 

@@ -4,13 +4,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from toolkit.adaptive import AdaptiveOptions
-from toolkit.conditioning import ConditioningOptions
 from toolkit.errors import UserError, check
-from toolkit.monitor import WatchOptions
+from toolkit.health.monitor import WatchOptions
+from toolkit.health.score_options import ScoreOptions
 from toolkit.networks.architecture import ModelConfig, named_in
-from toolkit.penalty import PenaltyOptions, share_left, weight_of
-from toolkit.score_options import ScoreOptions
+from toolkit.training.adaptive import AdaptiveOptions
+from toolkit.training.conditioning import ConditioningOptions
+from toolkit.training.penalty import PenaltyOptions, share_left, weight_of
 
 DIFFAUG_NAMES = ("color", "translation", "cutout", "flip")
 TRACKER_NAMES = ("wandb", "tensorboard")

@@ -34,7 +34,7 @@ from toolkit.errors import UserError
 from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder import checkpoint
 from toolkit.train import check_evaluation
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 
 def main(config: TrainConfig) -> None:

@@ -17,9 +17,9 @@ from toolkit.data.images import save_png
 from toolkit.devices import pick_device
 from toolkit.encoders.prompts import PromptEncoder
 from toolkit.errors import UserError, check
+from toolkit.inference.sampling import TrainedGenerator, load_generator
 from toolkit.run_folder.captioned_grid import draw_captioned_grid
 from toolkit.run_folder.checkpoint import MAIN_AVERAGE
-from toolkit.sampling import TrainedGenerator, load_generator
 
 MAX_PROMPT_CHARACTERS, MAX_PROMPTS = 2000, 100_000
 

@@ -12,14 +12,14 @@ from toolkit.config import TrainConfig
 from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
+from toolkit.health.score import Scoring, SwdScore
 from toolkit.launching import stopping
 from toolkit.launching.launch import check_data, start_accelerator
 from toolkit.launching.processes import Processes
 from toolkit.launching.start import open_run_folder
 from toolkit.networks.cost import describe_networks
-from toolkit.run import Run, describe_end
-from toolkit.score import Scoring, SwdScore
-from toolkit.trainer import Trainer
+from toolkit.training.run import Run, describe_end
+from toolkit.training.trainer import Trainer
 
 
 def main(config: TrainConfig) -> None:

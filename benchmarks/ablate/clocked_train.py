@@ -7,11 +7,11 @@ CPU time instead of seconds on the wall.
 import time
 from types import SimpleNamespace
 
-import toolkit.run
+import toolkit.training.run
 from toolkit.command_line import run
 from toolkit.config import TrainConfig
 from toolkit.train import main
 
 if __name__ == "__main__":
-    toolkit.run.time = SimpleNamespace(perf_counter=time.process_time)
+    toolkit.training.run.time = SimpleNamespace(perf_counter=time.process_time)
     run(main, TrainConfig)

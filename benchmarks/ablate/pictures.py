@@ -7,9 +7,9 @@ import torch
 from benchmarks.ablate.grid import Grid
 from benchmarks.ablate.results import Results
 from benchmarks.ablate.table import ranked
+from toolkit.inference.sampling import load_generator
 from toolkit.run_folder.captioned_grid import draw_captioned_grid
 from toolkit.run_folder.checkpoint import GENERATOR, checkpoints
-from toolkit.sampling import load_generator
 
 PROMPTS, NOISES, ROWS = 5, 2, 20
 

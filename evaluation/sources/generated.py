@@ -12,7 +12,7 @@ from toolkit import draws
 from toolkit.data.decoding import fit_square
 from toolkit.data.images import from_pil, to_pil
 from toolkit.encoders.text_encoder import EncoderIdentity
-from toolkit.sampling import sample, truncated
+from toolkit.inference.sampling import sample, truncated
 
 
 def generated_source(
@@ -33,8 +33,8 @@ def generated_source(
 
     Picture i comes from row i of `captions` and `text` [M, E], cycling, and from the noise of (seed, i), on the
     network's device and in its memory format, in float32; it is resized to `size` if that is given, and truncated as
-    `toolkit.sampling.truncated` says. Pictures are drawn in fixed groups, so that neither `count` nor the caller's
-    batches change a bit of them. The network is in evaluation mode only meanwhile; nothing of it and no random state is
+    `toolkit.inference.sampling.truncated` says. Pictures are drawn in fixed groups, so that neither `count` nor the
+    caller's batches change a bit of them. The network is in evaluation mode only meanwhile; nothing of it and no random state is
     changed.
     """
     side = size or resolution

@@ -14,8 +14,8 @@ from toolkit.data.addresses import is_address
 from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_format import MANIFEST_NAME
 from toolkit.errors import UserError, check
+from toolkit.inference.sampling import load_generator
 from toolkit.run_folder.checkpoint import GENERATOR, checkpoints
-from toolkit.sampling import load_generator
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from toolkit.data.addresses import is_address
 from toolkit.data.remote_shards import open_shards
 from toolkit.encoders.text_encoder import load_encoder_of
 from toolkit.errors import UserError
-from toolkit.sampling import TrainedGenerator
+from toolkit.inference.sampling import TrainedGenerator
 
 
 def read_prompts(

@@ -14,7 +14,7 @@ from tests.scored import write_run
 from toolkit.data.dataset import read_decoded
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
-from toolkit.sampling import load_generator
+from toolkit.inference.sampling import load_generator
 
 
 def test_smaller_shards_hold_the_same_samples(place, tmp_path):

@@ -9,7 +9,7 @@ from tests.running import TINY
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.launching.launch import start_accelerator
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 
 def main() -> None:

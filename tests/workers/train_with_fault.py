@@ -12,7 +12,7 @@ from toolkit import train
 from toolkit.command_line import run
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import ShardDataset
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 
 def signalled(number: int, step: int) -> None:

@@ -18,11 +18,11 @@ from tests.running import QUIET
 from toolkit.config import TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import Diverged, NotSaved, UserError
+from toolkit.health.score import Scoring
 from toolkit.launching import launch, start
 from toolkit.launching.processes import Processes
-from toolkit.run import Run
-from toolkit.score import Scoring
-from toolkit.trainer import Trainer
+from toolkit.training.run import Run
+from toolkit.training.trainer import Trainer
 
 STILL = {"lr_g": 1e-9, "lr_d": 1e-9, "r1_interval": 1}
 """So small that G's gradient does not depend on how D's step rounded."""

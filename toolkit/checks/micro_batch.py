@@ -12,7 +12,7 @@ from toolkit.checks.memory import explain_out_of_memory, is_out_of_memory
 from toolkit.data.dataset import Batch
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
-from toolkit.trainer import Trainer, frozen
+from toolkit.training.trainer import Trainer, frozen
 
 
 def largest_micro_batch(trainer: Trainer, share: int) -> int:

@@ -9,8 +9,8 @@ import torch
 from toolkit import draws
 from toolkit.config import TrainConfig
 from toolkit.data.loader_workers import AHEAD
-from toolkit.sampling import sample
-from toolkit.trainer import Trainer
+from toolkit.inference.sampling import sample
+from toolkit.training.trainer import Trainer
 
 REPEATS, REPEATS_PENALISED = 7, 3
 SLOW = 5.0

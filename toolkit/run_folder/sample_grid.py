@@ -12,8 +12,8 @@ from toolkit.data.dataset import read_decoded
 from toolkit.data.images import make_grid, save_png
 from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
 from toolkit.errors import UserError
+from toolkit.inference.sampling import sample
 from toolkit.networks.ema import EMA
-from toolkit.sampling import sample
 
 COLUMNS = 4
 """Noise vectors per caption: a row shows how z changes the picture, a column how the text does."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from evaluation.evaluator import Evaluator, Setting
 from evaluation.options import EvaluationOptions
-from evaluation.pairs import draw_pairs
+from evaluation.scoring.evaluator import Evaluator, Setting
+from evaluation.scoring.pairs import draw_pairs
 from evaluation.sources.opening import is_checkpoint, is_shards, open_source
 from evaluation.sources.source import Source
 from toolkit.data.feature_cache import FeatureCache, default_folder

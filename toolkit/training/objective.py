@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from toolkit import compiling
 from toolkit.config import TrainConfig
 from toolkit.data.images import to_float
 from toolkit.networks import diffaug, losses
 from toolkit.networks.models import Look, Verdict
+from toolkit.training import compiling
 
 Scalars = dict[str, Tensor]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from toolkit.errors import Diverged, NotSaved, UserError
+from toolkit.health.reports import ACTIONS, Reports
+from toolkit.health.score import Scoring
 from toolkit.launching import stopping
 from toolkit.launching.processes import Processes
-from toolkit.reports import ACTIONS, Reports
 from toolkit.run_folder import checkpoint, heartbeat
 from toolkit.run_folder.records import Window
-from toolkit.score import Scoring
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 LOOK_EVERY = 10
 """Steps between looks at the gradients' health on a GPU, which wait for it; on a CPU every step."""

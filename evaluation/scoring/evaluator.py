@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import torch
 
-from evaluation import notes
-from evaluation.collect import Features, collect
 from evaluation.extractors.clip_images import ClipExtractor, load_clip
 from evaluation.extractors.dinov2 import load_dinov2
 from evaluation.extractors.extractor import Extractor
 from evaluation.extractors.inception import load_inception
-from evaluation.judges import notes_on, refuse_guide, refuse_own
 from evaluation.options import MeasureOptions
-from evaluation.scores import METRICS, NO_VECTORS, Evidence, Scores, Side, named, parse_metrics
+from evaluation.scoring import notes
+from evaluation.scoring.collect import Features, collect
+from evaluation.scoring.judges import notes_on, refuse_guide, refuse_own
+from evaluation.scoring.scores import METRICS, NO_VECTORS, Evidence, Scores, Side, named, parse_metrics
 from evaluation.sources.source import Source
 from toolkit.data.feature_cache import FeatureCache
 from toolkit.errors import UserError

@@ -8,8 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from toolkit import conditioning, draws
-from toolkit.adaptive import Adaptive
+from toolkit import draws
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch, ShardDataset
 from toolkit.data.feed import Feed
@@ -21,10 +20,12 @@ from toolkit.networks.ema import EMA
 from toolkit.networks.frozen_features import load_backbone
 from toolkit.networks.models import Discriminator, Generator
 from toolkit.networks.perceptual import PerceptualDistance
-from toolkit.objective import Inputs, Objective, Scalars
-from toolkit.phase import Phase
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.snapshot import restore_snapshot
+from toolkit.training import conditioning
+from toolkit.training.adaptive import Adaptive
+from toolkit.training.objective import Inputs, Objective, Scalars
+from toolkit.training.phase import Phase
 
 
 class Trainer:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from toolkit import draws
 from toolkit.data.images import to_uint8
 from toolkit.errors import UserError
-from toolkit.networks.inference import FoldedGenerator
+from toolkit.inference.folding import FoldedGenerator
 from toolkit.networks.models import Generator
 from toolkit.run_folder.best import best_checkpoint
 from toolkit.run_folder.checkpoint import (

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from evaluation.collect import Features
 from evaluation.metrics import caption_probe, diversity, joint, neighbours, text_agreement, text_probe
 from evaluation.metrics.fid_infinity import fid_infinity
 from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
@@ -15,6 +14,7 @@ from evaluation.metrics.inception_score import inception_score
 from evaluation.metrics.kernel_distance import kernel_distance
 from evaluation.metrics.ridge import Ridge
 from evaluation.options import MeasureOptions
+from evaluation.scoring.collect import Features
 from evaluation.sources.source import Vectors
 from toolkit.errors import UserError, nearest
 

@@ -2,7 +2,7 @@
 
 from evaluation.extractors.clip_images import ClipExtractor
 from evaluation.metrics import text_probe
-from evaluation.scores import Evidence
+from evaluation.scoring.scores import Evidence
 from evaluation.sources.source import Source
 
 UNBIASED_FROM = 10_000

@@ -11,10 +11,10 @@ from toolkit import draws
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import sound_samples
 from toolkit.data.shard_reader import ShardSet
+from toolkit.health.swd import sliced_wasserstein
+from toolkit.inference.sampling import sample
 from toolkit.networks.ema import EMA
-from toolkit.sampling import sample
-from toolkit.swd import sliced_wasserstein
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 Evaluate = Callable[[Trainer], dict | None]
 """All processes call it at the same point. The main one gets the report: "scores" (flat: name -> number or None),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.errors import check
-from toolkit.signs import RULES, SCALES, WINDOW, Finding, Reading, diverged
+from toolkit.health.signs import RULES, SCALES, WINDOW, Finding, Reading, diverged
 
 LEVELS = ("note", "warning", "action")
 MEMORY = 200

@@ -5,7 +5,7 @@ arXiv 2203.06026, on ImageNet features and FID). The score by the very network i
 """
 
 from evaluation.options import MeasureOptions
-from evaluation.scores import METRICS, parse_metrics
+from evaluation.scoring.scores import METRICS, parse_metrics
 from evaluation.sources.source import Source
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError

@@ -10,8 +10,10 @@ from tqdm import tqdm
 from toolkit.command_line import dump
 from toolkit.durable import write_whole
 from toolkit.errors import UserError
+from toolkit.health.monitor import Monitor
+from toolkit.health.score import Scoring
+from toolkit.health.signs import Finding
 from toolkit.launching.processes import Processes
-from toolkit.monitor import Monitor
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.best import BestCheckpoint
 from toolkit.run_folder.evaluations import UNCERTAINTY, Evaluations
@@ -21,9 +23,7 @@ from toolkit.run_folder.records import Progress, TrainingLog, note_event
 from toolkit.run_folder.sample_grid import SampleGrid
 from toolkit.run_folder.snapshot import take_snapshot
 from toolkit.run_folder.trackers import Trackers
-from toolkit.score import Scoring
-from toolkit.signs import Finding
-from toolkit.trainer import Trainer
+from toolkit.training.trainer import Trainer
 
 ACTIONS = ("", "lower_d_steps", "stop", "rollback")
 """What a finding may ask for, in order of weight."""

@@ -1,0 +1,1 @@
+"""From sources to scores: every image once through every network, then the metrics."""
