@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The commands are printed as they run: they are the ones for your own pictures, with other folders.
+# The commands are printed as they run: they are the ones for your own images, with other folders.
 demo: install
 	rm -rf $(DEMO)
 	$(BIN)/python -m shards.toy_dishes --out $(DEMO)/dishes --count 2520 --size 32
@@ -25,12 +25,12 @@ demo: install
 	$(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml --num_cpu_threads_per_process 2 toolkit/train.py \
 	    --config configs/demo.yaml --data $(DEMO)/shards --out_dir $(DEMO)/run
 	$(BIN)/python -m toolkit.generate --checkpoint $(DEMO)/run --prompts_file configs/demo_prompts.txt --seeds 0-5 \
-	    --out_dir $(DEMO)/pictures
+	    --out_dir $(DEMO)/images
 	$(BIN)/python -m evaluation.toy_agreement --checkpoint $(DEMO)/run > $(DEMO)/agreement.json
 	@echo
-	@echo "Look at  $(DEMO)/pictures/grid.png          pictures for configs/demo_prompts.txt (the last two never seen)"
+	@echo "Look at  $(DEMO)/images/grid.png          images for configs/demo_prompts.txt (the last two never seen)"
 	@echo "         $(DEMO)/run/training_plots.png     losses, logits, penalties"
-	@echo "         $(DEMO)/run/sample_*.png           how the pictures came about"
+	@echo "         $(DEMO)/run/sample_*.png           how the images came about"
 	@echo "         $(DEMO)/agreement.json             the table above"
 	@echo "Try      $(BIN)/python -m toolkit.generate --checkpoint $(DEMO)/run --interactive"
 

@@ -40,9 +40,9 @@ class BenchOptions:
     rounds: int = 7
     """Turns of each way; slow ones take fewer."""
     photos: Path | None = None
-    """Folder of pictures to take (default: drawn ones)."""
+    """Folder of images to take (default: drawn ones)."""
     folder: Path | None = None
-    """Where pictures, shards and random weights are put (default: a temporary folder)."""
+    """Where images, shards and random weights are put (default: a temporary folder)."""
     out: Path = RESULTS
     """Folder of the JSON file."""
     threads: int = 1

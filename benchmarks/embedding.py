@@ -57,7 +57,7 @@ def write_captions(count: int) -> list[str]:
 
 
 def build(model: str, device: torch.device) -> OpenClip:
-    """Its text half, beside a picture half that is hardly there."""
+    """Its text half, beside an image half that is hardly there."""
     config = open_clip.get_model_config(model)
     torch.manual_seed(0)
     vision = open_clip.CLIPVisionCfg(layers=1, width=64, image_size=32, patch_size=32)

@@ -1,4 +1,4 @@
-"""B5, prompts to pictures, beside the loop of most repositories: each prompt encoded, then drawn, by itself.
+"""B5, prompts to images, beside the loop of most repositories: each prompt encoded, then drawn, by itself.
 
 Random weights of the text encoder and of G: they take as long as any.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.embedding import build, write_captions
-from benchmarks.pictures import fresh_folder
+from benchmarks.images import fresh_folder
 from benchmarks.plain_networks import PlainGenerator
 from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
 from toolkit import draws
@@ -66,10 +66,10 @@ def from_vectors(setting: Setting, plain: PlainGenerator, folded: FoldedGenerato
     inputs = numbers(batch, cond_dim, setting.device)
     times = max(1, 16 // batch)
     ways = {"theirs": partial(repeated, plain, inputs, times), "ours": partial(repeated, folded, inputs, times)}
-    parity = same_pictures(*(to_uint8(way()).cpu() for way in ways.values()))
+    parity = same_images(*(to_uint8(way()).cpu() for way in ways.values()))
     seconds = in_turns(ways, setting.rounds, setting.clock)
     point = f"G alone, {SIZE} px, base_ch {WIDTH}, batch {batch}"
-    return compared(NAME, point, "G as trained, eager", "pictures/s", batch * times, seconds["theirs"],
+    return compared(NAME, point, "G as trained, eager", "images/s", batch * times, seconds["theirs"],
                     seconds["ours"], parity)  # fmt: skip
 
 
@@ -93,22 +93,22 @@ def from_prompts(
     theirs = partial(one_by_one, clip, plain, prompts, setting.device)
     for kind, prompt_encoder in (("repeated prompts", kept), ("new prompts", none)):
         ours = partial(together, prompt_encoder, folded, prompts)
-        parity = same_pictures(theirs(), ours())
+        parity = same_images(theirs(), ours())
         seconds = in_turns({"theirs": theirs, "ours": ours}, min(setting.rounds, FEW_ROUNDS), setting.clock)
         point = f"{kind}, {model}, {SIZE} px, base_ch {WIDTH}"
-        yield compared(NAME, point, BASELINE, "pictures/s", len(prompts), seconds["theirs"], seconds["ours"], parity,
+        yield compared(NAME, point, BASELINE, "images/s", len(prompts), seconds["theirs"], seconds["ours"], parity,
                        GOALS[kind])  # fmt: skip
 
 
 @torch.inference_mode()
 def one_by_one(clip: OpenClip, G: PlainGenerator, prompts: list[str], device: torch.device) -> Tensor:
-    """uint8 [N, 3, R, R]: all 77 tokens of each prompt, then its picture."""
-    pictures = []
+    """uint8 [N, 3, R, R]: all 77 tokens of each prompt, then its image."""
+    images = []
     for seed, prompt in enumerate(prompts):
         text = normalize(clip.model.encode_text(clip.tokenizer([prompt]).to(device)), dim=1)
         z = draws.sample_noise([seed], 128).to(device)
-        pictures.append(to_uint8(G(z, text)).cpu())
-    return torch.cat(pictures)
+        images.append(to_uint8(G(z, text)).cpu())
+    return torch.cat(images)
 
 
 def together(encoder: PromptEncoder, G: FoldedGenerator, prompts: list[str]) -> Tensor:
@@ -117,11 +117,11 @@ def together(encoder: PromptEncoder, G: FoldedGenerator, prompts: list[str]) -> 
     return sample(G, draws.sample_noise(list(range(len(prompts))), 128), text)
 
 
-def same_pictures(theirs: Tensor, ours: Tensor) -> str:
+def same_images(theirs: Tensor, ours: Tensor) -> str:
     """Raises Different where a pixel is more than a level apart."""
     apart = (ours.int() - theirs.int()).abs()
     if ours.shape != theirs.shape or apart.max() > 1:
-        raise Different(f"pictures differ by up to {apart.max()} levels")
+        raise Different(f"images differ by up to {apart.max()} levels")
     return (
         f"pixels equal but {(apart > 0).double().mean():.1e} of them, a level apart" if apart.any() else "equal pixels"
     )

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from benchmarks.pictures import fresh_folder, pictures
+from benchmarks.images import fresh_folder, sized_images
 from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
 from shards.building.creation import create
 from shards.building.options import CreateOptions
@@ -34,13 +34,13 @@ FEW_ROUNDS = 3
 WORKERS = {"cpu": (0,), "cuda": (0, 8)}
 """On a CPU time is that of this process, which sees no worker's; wall time on a busy machine says nothing."""
 ONCE_MORE = 3.0
-"""Levels of mean difference in a picture that compression to JPEG once more may make; 1.9 at most were measured."""
+"""Levels of mean difference in an image that compression to JPEG once more may make; 1.9 at most were measured."""
 
 Delivered = tuple[Tensor, Tensor, tuple[str, ...]]
-"""Pictures float32 [N, 3, R, R] in [-1, 1] and embeddings float32 [N, E] on the device, and the captions."""
+"""Images float32 [N, 3, R, R] in [-1, 1] and embeddings float32 [N, E] on the device, and the captions."""
 Stream = Callable[[], Iterator[Delivered]]
 Samples = dict[str, tuple[Tensor, Tensor]]
-"""By caption: picture and embedding, on the CPU."""
+"""By caption: image and embedding, on the CPU."""
 
 
 def rows(setting: Setting, count: int | None = None) -> Iterator[Row]:
@@ -57,12 +57,12 @@ def rows(setting: Setting, count: int | None = None) -> Iterator[Row]:
 def prepare(setting: Setting, count: int) -> dict[str, Path]:
     """Shard folders: 'originals' of ORIGINAL pixels as JPEG; 'jpg', 'png' and 'raw' of SIZE; 768-d embeddings."""
     root = fresh_folder(setting, "loading")
-    originals = root / "pictures"
+    originals = root / "images"
     originals.mkdir()
     with (originals / "captions.jsonl").open("w") as captions:
-        for i, picture in enumerate(pictures(setting, count, ORIGINAL)):
-            picture.save(originals / f"{i:05d}.jpg", quality=95)
-            captions.write(json.dumps({"file": f"{i:05d}.jpg", "caption": f"a picture of the sky, number {i}"}) + "\n")
+        for i, image in enumerate(sized_images(setting, count, ORIGINAL)):
+            image.save(originals / f"{i:05d}.jpg", quality=95)
+            captions.write(json.dumps({"file": f"{i:05d}.jpg", "caption": f"an image of the sky, number {i}"}) + "\n")
     build = partial(CreateOptions, originals, encoder="hashing", samples_per_shard=BATCH, device="cpu")
     folders = {name: root / name for name in ("originals", "jpg", "png", "raw")}
     with contextlib.redirect_stdout(sys.stderr):
@@ -80,7 +80,7 @@ def plain(folder: Path, setting: Setting, epochs: int, workers: int = 0) -> Iter
     dataset = (
         webdataset.WebDataset(paths, shardshuffle=False)
         .decode("pil")
-        .to_tuple("jpg;png;picture.npy", "npy", "txt")
+        .to_tuple("jpg;png;image.npy", "npy", "txt")
         .map_tuple(prepared, torch.from_numpy, str)
     )
     pin = setting.device.type == "cuda"
@@ -97,14 +97,14 @@ def ours(folder: Path, setting: Setting, epochs: int, workers: int = 0) -> Itera
     with contextlib.closing(stream):
         for (batch,) in itertools.islice(stream, epochs * len(dataset.shards) // BATCH):
             batch = batch.to(setting.device)
-            yield to_float(batch.pictures), batch.text, batch.captions
+            yield to_float(batch.images), batch.text, batch.captions
 
 
 def resident(held: ResidentSet, dataset: ShardDataset, epochs: int) -> Iterator[Delivered]:
     """From memory, once it is there."""
     stream = held.batches(dataset, 0, BATCH, slice(0, BATCH), 1)
     for (batch,) in itertools.islice(stream, epochs * len(dataset.shards) // BATCH):
-        yield to_float(batch.pictures), batch.text, batch.captions
+        yield to_float(batch.images), batch.text, batch.captions
 
 
 def check_same(found: Samples, expected: Samples, mean: float = 0.0) -> int:
@@ -113,8 +113,8 @@ def check_same(found: Samples, expected: Samples, mean: float = 0.0) -> int:
     if found.keys() != expected.keys():
         raise Different(f"{len(found)} samples here, {len(expected)} there, {len(found.keys() & expected.keys())} both")
     largest = 0
-    for caption, (picture, vector) in expected.items():
-        apart = (to_uint8(found[caption][0]).int() - to_uint8(picture)).abs()
+    for caption, (image, vector) in expected.items():
+        apart = (to_uint8(found[caption][0]).int() - to_uint8(image)).abs()
         largest = max(largest, int(apart.max()))
         if (average := float(apart.double().mean())) > mean:
             raise Different(f"pixels of {caption!r} differ by {apart.max()} levels, by {average:.3g} on average")
@@ -125,9 +125,9 @@ def check_same(found: Samples, expected: Samples, mean: float = 0.0) -> int:
 
 def by_caption(stream: Iterator[Delivered]) -> Samples:
     return {
-        caption: (picture, vector)
+        caption: (image, vector)
         for images, vectors, captions in stream
-        for caption, picture, vector in zip(captions, images.cpu(), vectors.cpu(), strict=True)
+        for caption, image, vector in zip(captions, images.cpu(), vectors.cpu(), strict=True)
     }
 
 

@@ -1,6 +1,6 @@
 """The training step that ours is compared with: the one of most GAN repositories, and of the project this began as.
 
-Eager; D's pictures in three passes (real, generated, real again for R1, at every step); D's gradients computed in G's
+Eager; D's images in three passes (real, generated, real again for R1, at every step); D's gradients computed in G's
 step and thrown away; default Adam; the average as a dict of tensors; two numbers read from the device at each step.
 """
 
@@ -43,7 +43,7 @@ class PlainLoop:
         with self.autocast():
             with torch.no_grad():
                 fake = self.G(for_d.z, for_d.text)
-            real = self.augment(to_float(for_d.pictures), for_d.for_real)
+            real = self.augment(to_float(for_d.images), for_d.for_real)
             on_real, on_fake = self.D(real, for_d.text), self.D(self.augment(fake, for_d.for_fake), for_d.text)
             adversarial = F.relu(1 - on_real.float()).mean() + F.relu(1 + on_fake.float()).mean()
         real = real.float().detach().requires_grad_()

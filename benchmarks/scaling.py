@@ -133,8 +133,8 @@ def measure(one: Session, several: Session, rounds: int, parity: str) -> Row:
         "shared": predict(count, steps["one"], parts["several"].variation, reduced, slowdown),
     }
     return compared(
-        NAME, f"{options.resolution} px, base_ch {options.base_ch}, {options.batch} pictures each, {count} processes",
-        f"{count} times 1 process", "pictures/s", count * options.batch * options.steps, turns["one"],
+        NAME, f"{options.resolution} px, base_ch {options.base_ch}, {options.batch} images each, {count} processes",
+        f"{count} times 1 process", "images/s", count * options.batch * options.steps, turns["one"],
         turns["several"], parity, step_seconds=steps, slowdown=slowdown, all_reduce_alone=reduced,
         split={name: asdict(part) for name, part in parts.items()}, predicted=predicted,
     )  # fmt: skip

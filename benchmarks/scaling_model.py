@@ -73,11 +73,11 @@ class ScalingOptions:
     step_ms: float
     """Milliseconds of a step of one process, measured."""
     batch: int = 64
-    """Pictures per process and step."""
+    """Images per process and step."""
     base_ch: int = 64
     """Width of the networks, as in training."""
     resolution: int = 128
-    """Side of the pictures in pixels, as in training."""
+    """Side of the images in pixels, as in training."""
     inside: Literal["nvlink", "pcie"] = "nvlink"
     """What joins the eight GPUs of a machine."""
     network: Literal["infiniband", "ethernet100", "ethernet25"] = "infiniband"
@@ -100,7 +100,7 @@ def draw_table(options: ScalingOptions) -> str:
     sizes = gradient_bytes(options.resolution, options.base_ch)
     lines = [
         f"gradients per step: G {sizes['G']:,} bytes, D {sizes['D']:,} bytes\n",
-        "| GPUs | global batch | all-reduce, ms | waiting, ms | step, ms | pictures/s | efficiency |",
+        "| GPUs | global batch | all-reduce, ms | waiting, ms | step, ms | images/s | efficiency |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     alone = options.step_ms / 1000

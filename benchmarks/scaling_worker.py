@@ -44,11 +44,11 @@ class WorkerOptions:
     data: Path
     """Shards."""
     resolution: int = 64
-    """Side of their pictures in pixels."""
+    """Side of their images in pixels."""
     base_ch: int = 16
     """Width of the networks."""
     batch: int = 4
-    """Pictures per process and step."""
+    """Images per process and step."""
     steps: int = 6
     """Steps of a turn."""
     workers: int = 0

@@ -18,16 +18,16 @@ import torch
 import torch_fidelity
 from torch import Tensor
 
-from benchmarks.pictures import fresh_folder, pictures
+from benchmarks.images import fresh_folder, sized_images
 from benchmarks.side_by_side import Row, Setting, check_close, compared, in_turns
 from evaluation.extractors.inception import load_inception
 from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
 from evaluation.options import EvaluationOptions
 from evaluation.scoring.pipeline import evaluate
-from tests.inception_files import drawn_pictures, write_random
+from tests.inception_files import drawn_images, write_random
 
 COUNT = {"cpu": 64, "cuda": 2560}
-"""Pictures a side."""
+"""Images a side."""
 SIZE, WIDTH = 64, 2048
 FEW_ROUNDS = 2
 """On a CPU, of what takes a minute; without warming up."""
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
     setting: Setting
     count: int
-    """Pictures a side."""
+    """Images a side."""
     real: Path
     fake: Path
     weights: Path
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 def rows(setting: Setting, count: int | None = None) -> Iterator[Row]:
-    """`count`: pictures a side, at least 64 (default: by device)."""
+    """`count`: images a side, at least 64 (default: by device)."""
     case = prepare(setting, count or COUNT[setting.device.type])
     yield from _torch_fidelity(case)
     if find_spec("pytorch_fid"):
@@ -74,8 +74,8 @@ def prepare(setting: Setting, count: int) -> Case:
     sides = folder / "real", folder / "fake"
     for side in sides:
         side.mkdir()
-    for i, picture in enumerate(pictures(setting, 2 * count, SIZE)):
-        picture.save(sides[i % 2] / f"{i:05d}.png")
+    for i, image in enumerate(sized_images(setting, 2 * count, SIZE)):
+        image.save(sides[i % 2] / f"{i:05d}.png")
     return Case(setting, count, *sides, write_random(folder / "inception.pth"))
 
 
@@ -119,8 +119,8 @@ def _torch_fidelity(case: Case) -> Iterator[Row]:
     for way, goal in (("cold", 1.4), ("cached", 2.5)):
         parity = _check_scores(case, {name: found[way][name] for name in NAMES}, found["theirs"])
         yield compared(
-            "scoring", f"FID, KID, IS of {case.count} pictures a side, reference {way}",
-            f"torch-fidelity {version('torch-fidelity')}", "pictures/s", 2 * case.count,
+            "scoring", f"FID, KID, IS of {case.count} images a side, reference {way}",
+            f"torch-fidelity {version('torch-fidelity')}", "images/s", 2 * case.count,
             seconds["theirs"], seconds[way], parity, goal, scores=found[way],
         )  # fmt: skip
 
@@ -138,15 +138,15 @@ def _pytorch_fid(case: Case) -> Row:
     seconds = _in_turns(case, found, 1, {"theirs": root, "ours": partial(ours, case, "fid", "pytorch", True)})
     parity = _check_scores(case, {"fid": found["ours"]["pytorch_fid"]}, found["theirs"])
     return compared(
-        "scoring", f"FID of {case.count} pictures a side, reference cold", f"pytorch-fid {version('pytorch-fid')}",
-        "pictures/s", 2 * case.count, seconds["theirs"], seconds["ours"], parity, 1.4,
+        "scoring", f"FID of {case.count} images a side, reference cold", f"pytorch-fid {version('pytorch-fid')}",
+        "images/s", 2 * case.count, seconds["theirs"], seconds["ours"], parity, 1.4,
     )  # fmt: skip
 
 
 def _extractor(case: Case) -> Row:
-    """Uint8 pictures to features and logits; of one batch, without files."""
+    """Uint8 images to features and logits; of one batch, without files."""
     at_once, device = 64 if case.on_gpu else 8, case.setting.device
-    drawn = drawn_pictures(at_once, (SIZE, SIZE)).to(device)
+    drawn = drawn_images(at_once, (SIZE, SIZE)).to(device)
     network = torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
         "theirs", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(case.weights)
     ).to(device)
@@ -158,8 +158,8 @@ def _extractor(case: Case) -> Row:
     seconds = in_turns({"theirs": lambda: network(drawn), "ours": lambda: extractor(drawn)},
                        min(case.setting.rounds, 3), case.setting.clock)  # fmt: skip
     return compared(
-        "scoring", f"Inception's features of {at_once} pictures", f"torch-fidelity {version('torch-fidelity')}",
-        "pictures/s", at_once, seconds["theirs"], seconds["ours"], f"features within {apart:.0e}",
+        "scoring", f"Inception's features of {at_once} images", f"torch-fidelity {version('torch-fidelity')}",
+        "images/s", at_once, seconds["theirs"], seconds["ours"], f"features within {apart:.0e}",
     )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def _frechet_term(case: Case, count: int = 5000) -> Row:
         "theirs": lambda: {"distance": by_root(*sides)}, "ours": lambda: {"distance": frechet_distance(*sides)}
     })  # fmt: skip
     parity = _check_scores(case, found["ours"], found["theirs"])
-    return compared("scoring", f"Fréchet term, {WIDTH} features of {count:,} pictures", f"scipy {scipy.__version__}",
+    return compared("scoring", f"Fréchet term, {WIDTH} features of {count:,} images", f"scipy {scipy.__version__}",
                     "distances/s", 1, seconds["theirs"], seconds["ours"], parity, 5)  # fmt: skip
 
 

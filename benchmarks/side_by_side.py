@@ -19,9 +19,9 @@ class Setting:
 
     device: torch.device
     folder: Path
-    """For what a benchmark writes: pictures, shards, random weights."""
+    """For what a benchmark writes: images, shards, random weights."""
     photos: Path | None = None
-    """Folder of pictures to take instead of drawn ones."""
+    """Folder of images to take instead of drawn ones."""
     rounds: int = 7
     """Turns of each way, after one that warms up; slow benchmarks take fewer and say so."""
 
@@ -45,7 +45,7 @@ class Row:
     baseline: str
     """What ours is compared with, with its version."""
     unit: str
-    """Of the two rates, 'pictures/s'."""
+    """Of the two rates, 'images/s'."""
     ours: float | None
     theirs: float | None
     ratio: float | None

@@ -1,4 +1,4 @@
-"""B1, the training step: this toolkit's Trainer beside `plain_loop.py`, on the same pictures in memory.
+"""B1, the training step: this toolkit's Trainer beside `plain_loop.py`, on the same images in memory.
 
 'strict' does the same mathematics, R1 at every step; 'lazy' has R1 at every 16th step, of which one with R1 and one
 without are timed and weighed 1 to 15; 'max' adds, on a GPU, half precision and what else is faster there.
@@ -81,7 +81,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 class Pair:
-    """Ours and the plain loop with equal weights and pictures."""
+    """Ours and the plain loop with equal weights and images."""
 
     def __init__(self, point: Point, setting: Setting, precision: str = "no", compile: Mode = "no") -> None:
         self.point, self.setting = point, setting
@@ -152,7 +152,7 @@ class Pair:
                 f"operations {counts['plain']:,} → {counts[name]:,.0f}, share of peak {shares[0]:.0%} → {shares[1]:.0%}"
             )
             yield compared(
-                NAME, f"{self.point}, {kind}", BASELINE, "pictures/s", self.point.batch, seconds["plain"], ours,
+                NAME, f"{self.point}, {kind}", BASELINE, "images/s", self.point.batch, seconds["plain"], ours,
                 parity if kind == "strict" else "as strict, R1 every 16th step", goal, note,
                 operations=round(counts[name]), operations_theirs=counts["plain"], flops=round(flops[name]),
                 flops_theirs=flops["plain"], share_of_peak=shares[1], share_of_peak_theirs=shares[0],
@@ -183,7 +183,7 @@ class Pair:
 
 
 class OneBatch:
-    """Stands where the trainer's feed is, and always gives the same pictures."""
+    """Stands where the trainer's feed is, and always gives the same images."""
 
     read, bad = 1, 0
 
@@ -213,7 +213,7 @@ def drawn_shards(folder: Path, resolution: int, count: int = 128) -> Path:
     """Shards of drawn dishes, made once."""
     shards = folder / f"dishes-{resolution}"
     if not (shards / "manifest.json").exists():
-        pictures = folder / f"pictures-{resolution}"
-        toy_dishes.main(toy_dishes.ToyOptions(pictures, count, resolution))
-        create.main(create.CreateOptions(pictures, shards, resolution, encoder="hashing"))
+        images = folder / f"images-{resolution}"
+        toy_dishes.main(toy_dishes.ToyOptions(images, count, resolution))
+        create.main(create.CreateOptions(images, shards, resolution, encoder="hashing"))
     return shards

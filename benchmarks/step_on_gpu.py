@@ -50,7 +50,7 @@ def measure(point: Point, setting: Setting, peak: float) -> Iterator[Row]:
         memory = [peak_bytes(ways[name]) for name in (f"plain {precision}", way)]
         row = compared(
             NAME, f"{point}, {way.replace(' no', ' fp32')}", f"{BASELINE}, {precision.replace('no', 'fp32')}",
-            "pictures/s", point.batch * LAZY, seconds[f"plain {precision}"], seconds[way],
+            "images/s", point.batch * LAZY, seconds[f"plain {precision}"], seconds[way],
             compiled_parity if kind == "max" else parity[precision],
             GOALS.get((str(point), kind)), peak_bytes=memory[1], peak_bytes_theirs=memory[0], compile_seconds=compiling,
         )  # fmt: skip
@@ -112,7 +112,7 @@ def exact() -> Iterator[None]:
 
 
 def flops_of(pair: Pair, r1_interval: int) -> float:
-    """Of our step, per picture."""
+    """Of our step, per image."""
     step = pair.ours(r1_interval)
     with Operations() as counted:
         for _ in range(r1_interval):

@@ -1,1 +1,1 @@
-"""Scores for pictures: FID, Inception Score, CLIP score, and an oracle for the toy dishes."""
+"""Scores for images: FID, Inception Score, CLIP score, and an oracle for the toy dishes."""

@@ -20,7 +20,7 @@ def main(options: EvaluationOptions) -> None:
     for path, report in zip(options.fake, evaluate(options), strict=False):  # only the main process gets reports
         if options.out is not None:
             report = write_report(report, _file(options, path))
-        report.pop("pictures", None)
+        report.pop("images", None)
         print(_line(path, report), file=sys.stderr)
         written.append(report)
     if written:

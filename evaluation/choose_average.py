@@ -39,7 +39,7 @@ class ChooseOptions(NetworkOptions, ReferenceOptions, DrawingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         metric_giving(self.metric)
-        check(not parse(self.metric).is_auxiliary, "metric", self.metric, "a score of the pictures, such as fid")
+        check(not parse(self.metric).is_auxiliary, "metric", self.metric, "a score of the images, such as fid")
         check(self.out is None or self.out.suffix == ".json", "out", str(self.out), "a file ending in .json")
 
 

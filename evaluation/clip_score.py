@@ -1,4 +1,4 @@
-"""CLIP score of captioned pictures under every convention in use: JSON with the numbers and how they were made."""
+"""CLIP score of captioned images under every convention in use: JSON with the numbers and how they were made."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from toolkit.command_line import run
 
 @dataclass(frozen=True, kw_only=True)
 class ClipScoreOptions(FakeOptions):
-    """CLIP score (higher is better): do the pictures show what their captions say?"""
+    """CLIP score (higher is better): do the images show what their captions say?"""
 
     model: str = "ViT-B-32"
     """open_clip architecture. Not the one that conditions the generator: that would praise itself."""

@@ -13,10 +13,10 @@ from evaluation.options import MeasureOptions
 from evaluation.run_scores.score_names import parse
 from evaluation.scoring.evaluator import FEWEST, Evaluator, Setting
 from evaluation.scoring.judges import refuse_own
-from evaluation.scoring.pipeline import with_pictures
+from evaluation.scoring.pipeline import with_images
 from evaluation.scoring.scores import metric_giving, named, parse_metrics
 from evaluation.sources.generated import generated_source
-from evaluation.sources.shard_pictures import shard_pictures
+from evaluation.sources.shard_images import shard_images
 from evaluation.sources.source import GROUP, Source, chosen
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import sound_numbers
@@ -42,7 +42,7 @@ def check(config: TrainConfig, shards: ShardSet) -> None:
     count = min(config.evaluation_count, len(shards))
     if count < FEWEST:
         raise UserError(
-            f"an evaluation needs at least {FEWEST} pictures, here are {count}; pass --score swd and --eval_every 0"
+            f"an evaluation needs at least {FEWEST} images, here are {count}; pass --score swd and --eval_every 0"
         )
     if config.score_weights and not Path(config.score_weights).is_file():
         raise UserError(f"no Inception weights at {config.score_weights}; correct --score_weights or pass --score swd")
@@ -75,7 +75,7 @@ def score_name(config: TrainConfig) -> tuple[str, bool]:
 
 
 class TrainingEvaluator:
-    """Of `eval_count` training pictures against as many drawn for their captions; the same ones every time.
+    """Of `eval_count` training images against as many drawn for their captions; the same ones every time.
 
     All processes make one and call it at the same points. Nothing of the training is changed by it. Networks and
     reference are loaded when the first evaluation is due, and stay.
@@ -100,7 +100,7 @@ class TrainingEvaluator:
         if report is None:
             return None
         report["protocol"]["step"] = trainer.step_number
-        return with_pictures(report, self.real, fake)
+        return with_images(report, self.real, fake)
 
     def _open(self) -> None:
         """The choice that `python -m evaluation --count` makes, so that it finds the same numbers; but damaged samples
@@ -108,7 +108,7 @@ class TrainingEvaluator:
         order = chosen(len(self.shards), None, self.config.seed)
         whole_groups = -(-self.config.evaluation_count // GROUP) * GROUP
         numbers = [n for n, _ in itertools.islice(sound_numbers(self.shards, order), whole_groups)]
-        self.real = shard_pictures(self.shards, self.config.data, sorted(numbers[: self.config.evaluation_count]))
+        self.real = shard_images(self.shards, self.config.data, sorted(numbers[: self.config.evaluation_count]))
         texts = [self.shards.read_texts(n) for n in numbers]
         self.captions = [one.captions[0] for one in texts]
         self.text = torch.stack([one.vectors[0] for one in texts])

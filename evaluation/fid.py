@@ -1,4 +1,4 @@
-"""Fréchet Inception Distance between two sources of pictures: JSON with the number and how it was made."""
+"""Fréchet Inception Distance between two sources of images: JSON with the number and how it was made."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ from toolkit.command_line import run
 
 @dataclass(frozen=True, kw_only=True)
 class FidOptions(InceptionOptions, ReferenceOptions, FakeOptions):
-    """Fréchet Inception Distance (lower is better) between two sources, with KID beside it, which few pictures do not
-    bias: picture folder, shard folder or checkpoint each."""
+    """Fréchet Inception Distance (lower is better) between two sources, with KID beside it, which few images do not
+    bias: image folder, shard folder or checkpoint each."""
 
     real: str
-    """The reference: a picture folder, a shard folder (local or an address) or a checkpoint."""
+    """The reference: an image folder, a shard folder (local or an address) or a checkpoint."""
 
 
 def main(options: FidOptions) -> None:

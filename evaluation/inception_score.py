@@ -1,4 +1,4 @@
-"""Inception Score of one source of pictures: JSON with the number and how it was made."""
+"""Inception Score of one source of images: JSON with the number and how it was made."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,14 +12,14 @@ from toolkit.command_line import run
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionScoreOptions(FakeOptions):
-    """Inception Score (higher is better; knows nothing of the real pictures, so report it beside FID)."""
+    """Inception Score (higher is better; knows nothing of the real images, so report it beside FID)."""
 
     splits: int = 10
     """Parts that the mean and the deviation are taken over."""
     weights: Path | None = None
     """torch-fidelity's Inception weights file (default: its download)."""
     resize: Literal["legacy", "clean", "pytorch"] = "legacy"
-    """How pictures come to Inception's 299 px: as torch-fidelity, as clean-fid or as pytorch-fid does it."""
+    """How images come to Inception's 299 px: as torch-fidelity, as clean-fid or as pytorch-fid does it."""
 
 
 def main(options: InceptionScoreOptions) -> None:

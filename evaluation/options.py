@@ -1,4 +1,4 @@
-"""Options shared by the commands that score: where pictures come from, what is measured, by which networks."""
+"""Options shared by the commands that score: where images come from, what is measured, by which networks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,12 @@ from toolkit.errors import check
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingOptions:
-    """Which pictures of a source are taken, or drawn if it is a checkpoint."""
+    """Which images of a source are taken, or drawn if it is a checkpoint."""
 
     count: int | None = None
-    """Pictures, drawn by seed (default: all; a checkpoint draws as many as the reference has, or one a prompt)."""
+    """Images, drawn by seed (default: all; a checkpoint draws as many as the reference has, or one a prompt)."""
     size: int | None = None
-    """Centre-crop and resize every picture to this many pixels (default: as they are)."""
+    """Centre-crop and resize every image to this many pixels (default: as they are)."""
     prompts: str | None = None
     """Prompts for a checkpoint: a shard folder (local or an address), or a text file with one a line (default: --real
     if it is shards)."""
@@ -23,9 +23,9 @@ class DrawingOptions:
     truncation: float = 1.0
     """Scale of a checkpoint's noise, 0 to 2: below 1 precision rises, and recall and diversity fall."""
     batch: int = 32
-    """Pictures at a time."""
+    """Images at a time."""
     seed: int = 0
-    """Chooses the pictures, and the noise of a checkpoint."""
+    """Chooses the images, and the noise of a checkpoint."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -40,41 +40,41 @@ class DrawingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeOptions(DrawingOptions):
-    """What is scored, and which pictures of it."""
+    """What is scored, and which images of it."""
 
     fake: str
     """What is scored: a checkpoint (ckpt_* folder, run folder, RUN/best or generator.safetensors), a shard folder
-    (local or an address), or a picture folder (captions: a .txt of the same stem each)."""
+    (local or an address), or an image folder (captions: a .txt of the same stem each)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionOptions:
-    """The network behind FID, KID, precision and recall, and whatever else compares pictures by features."""
+    """The network behind FID, KID, precision and recall, and whatever else compares images by features."""
 
     weights: Path | None = None
     """torch-fidelity's Inception weights file (default: its download)."""
     feature_layer: Literal[64, 192, 768, 2048] = 2048
     """Inception features; only 2048 is called "fid", others "fid_768" and so on, and compare with nothing else."""
     resize: Literal["legacy", "clean", "pytorch"] = "legacy"
-    """How pictures come to Inception's 299 px: as the first FID code and torch-fidelity (legacy), as clean-fid, or as
+    """How images come to Inception's 299 px: as the first FID code and torch-fidelity (legacy), as clean-fid, or as
     pytorch-fid. Scores by 'clean' are called clean_fid and so on; no two of these compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions:
-    """The real pictures."""
+    """The real images."""
 
     real: str | None = None
-    """The reference: a picture folder, a shard folder (local or an address) or a checkpoint."""
+    """The reference: an image folder, a shard folder (local or an address) or a checkpoint."""
     allow_few: bool = False
-    """Score fewer than 64 pictures all the same."""
+    """Score fewer than 64 images all the same."""
     cache: str | None = None
     """Folder that keeps the reference's features for the next time (default: in the user's cache folder; '': none)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(InceptionOptions):
-    """How pictures are measured by any metric."""
+    """How images are measured by any metric."""
 
     splits: int = 10
     """Parts that the Inception Score's mean and deviation are taken over."""
@@ -95,7 +95,7 @@ class NetworkOptions(InceptionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions(NetworkOptions):
-    """What is measured, and how; where the pictures come from is said elsewhere."""
+    """What is measured, and how; where the images come from is said elsewhere."""
 
     metrics: str = "fid,kid"
     """Any of fid, fid_infinity, kid, inception_score, precision_recall, clip_fd, dinov2_fd, clip_score, retrieval,
@@ -104,11 +104,11 @@ class MeasureOptions(NetworkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(MeasureOptions, ReferenceOptions, FakeOptions):
-    """Score pictures by several metrics at once: one decode and one forward of each network for all of them."""
+    """Score images by several metrics at once: one decode and one forward of each network for all of them."""
 
     fake: list[str]
     """What is scored: a checkpoint (ckpt_* folder, run folder, RUN/best or generator.safetensors), a shard folder
-    (local or an address), or a picture folder (captions: a .txt of the same stem each). Several of them, such as
+    (local or an address), or an image folder (captions: a .txt of the same stem each). Several of them, such as
     RUN/ckpt_*, are scored one after the other."""
     out: Path | None = None
     """File for the report (.json; the pairs of --metrics memorisation go beside it), a folder for several; default:

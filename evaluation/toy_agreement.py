@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,15 +20,17 @@ from toolkit.inference.sampling import TrainedGenerator, load_generator
 class AgreementOptions:
     """Draw dishes for captions seen in training and for held-out combinations, and read the attributes back."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"pictures": "images"}
+
     checkpoint: Path
     """Checkpoint folder, run folder (its newest valid checkpoint) or generator.safetensors, trained on toy dishes."""
-    pictures: int = 960
-    """Pictures per group (seen, held out), spread over its captions; at least 32."""
+    images: int = 960
+    """Images per group (seen, held out), spread over its captions; at least 32."""
     seed: int = 10_000
-    """First sample seed; picture i has seed + i."""
+    """First sample seed; image i has seed + i."""
 
     def __post_init__(self) -> None:
-        check(self.pictures >= 32, "pictures", self.pictures, "at least 32")
+        check(self.images >= 32, "images", self.images, "at least 32")
 
 
 def main(options: AgreementOptions) -> None:
@@ -36,24 +39,24 @@ def main(options: AgreementOptions) -> None:
         "seen in training": [attributes for attributes in all_attributes() if not is_held_out(attributes)],
         "held-out combinations": [attributes for attributes in all_attributes() if is_held_out(attributes)],
     }
-    scores = {name: score(trained, group, options.pictures, options.seed) for name, group in groups.items()}
+    scores = {name: score(trained, group, options.images, options.seed) for name, group in groups.items()}
     print(table(scores), file=sys.stderr)
-    protocol = {"checkpoint": trained.name, "pictures_per_group": options.pictures, "first_seed": options.seed}
+    protocol = {"checkpoint": trained.name, "images_per_group": options.images, "first_seed": options.seed}
     print(json.dumps({"agreement": scores, "chance": chance(), "protocol": protocol}, indent=1))
 
 
 def score(trained: TrainedGenerator, group: list[Attributes], count: int, seed: int) -> dict[str, float]:
-    """Share of `count` pictures, drawn for the group's captions in turn, that read as their prompt says."""
+    """Share of `count` images, drawn for the group's captions in turn, that read as their prompt says."""
     expected = [group[i * len(group) // count % len(group)] for i in range(count)]
     text = load_encoder_of(trained.identity).encode([attributes.caption for attributes in expected])
-    pictures = trained.sample(text, list(range(seed, seed + count)))
-    return agreement(np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy()), expected)
+    images = trained.sample(text, list(range(seed, seed + count)))
+    return agreement(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()), expected)
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
     """The same as lines to read."""
     names = list(chance())
-    lines = [f"{'the picture shows the prompted':32}" + "".join(f"{name:>10}" for name in names)]
+    lines = [f"{'the image shows the prompted':32}" + "".join(f"{name:>10}" for name in names)]
     for group, values in [*scores.items(), ("by chance", chance())]:
         lines.append(f"{group:32}" + "".join(f"{values[name]:>10.1%}" for name in names))
     return "\n".join(lines)

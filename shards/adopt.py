@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from shards.adoption.clip_retrieval import read_clip_retrieval
 from shards.adoption.foreign_tars import downloads
+from shards.adoption.image_checks import ImageChecks
 from shards.adoption.merging import merge
 from shards.adoption.one_tar import adopt_tar
-from shards.adoption.picture_checks import PictureChecks
 from shards.adoption.progress import by_other_weights, check_encoder, is_complete, left_to_do, list_tars, make_room
 from shards.adoption.records import FOLDER, Record
 from shards.embedding.staging import Staging
@@ -45,9 +45,9 @@ class AdoptOptions:
     data: Path
     """The folder of NAME.tar, with KEY.jpg|png|webp and KEY.txt or .json; may also stand first without its flag."""
     size: int
-    """Width and height that pictures are fitted to when they are read, in pixels, 8 to 1024."""
+    """Width and height that images are fitted to when they are read, in pixels, 8 to 1024."""
     resize_mode: Literal["crop", "pad", "stretch"] = "crop"
-    """How they are fitted: the centre square, the whole picture on white, or stretched; default crop."""
+    """How they are fitted: the centre square, the whole image on white, or stretched; default crop."""
     encoder: str = ""
     """'hashing' or 'architecture/tag'; default ViT-L-14/laion2b_s32b_b82k. With --embeddings: which made them."""
     encoder_weights: Path | None = None
@@ -57,9 +57,9 @@ class AdoptOptions:
     caption_key: str = ""
     """Field of KEY.json that holds the caption; default: KEY.txt is the caption."""
     decode: bool = True
-    """Decode every picture in full and leave out what is damaged; false: training will meet it; default true."""
+    """Decode every image in full and leave out what is damaged; false: training will meet it; default true."""
     min_side: int = 0
-    """Pictures with a shorter side are left out, in pixels; default 0: none are."""
+    """Images with a shorter side are left out, in pixels; default 0: none are."""
     device: str = "auto"
     """Where the encoder runs: cpu, cuda, cuda:1, or auto (cuda if there is one)."""
     workers: int = 0
@@ -112,7 +112,7 @@ def main(options: AdoptOptions) -> None:
     print_problems(problems)
     tried, got = downloads(tars)
     if tried > got:
-        print(f"img2dataset had got {got:,} of {tried:,} pictures; the others are in no tar (see its *_stats.json)")
+        print(f"img2dataset had got {got:,} of {tried:,} images; the others are in no tar (see its *_stats.json)")
     print(
         f"adopted {manifest.samples:,} samples with {manifest.distinct_captions:,} distinct captions in "
         f"{len(manifest.shards):,} tars of {folder} (encoder {manifest.encoder.name}); {summary(problems)}"
@@ -130,7 +130,7 @@ def _adopt(options: AdoptOptions, tars: list[Path], mine: list[Path], settings: 
     (folder / FOLDER).mkdir(exist_ok=True)
     if options.overwrite:
         make_room(folder, tars, mine)
-    with PictureChecks(_workers(options.workers, mine)) as checks:
+    with ImageChecks(_workers(options.workers, mine)) as checks:
         for tar in tqdm(mine, unit="tar", disable=None):
             adopt_tar(tar, settings, source, checks, Staging(folder))
 

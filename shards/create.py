@@ -1,4 +1,4 @@
-"""Captioned pictures -> shards: `python -m shards.create --input DIR --out OUT --size 128`."""
+"""Captioned images -> shards: `python -m shards.create --input DIR --out OUT --size 128`."""
 
 import signal
 import sys

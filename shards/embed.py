@@ -29,7 +29,7 @@ class EmbedOptions:
     data: Path | None = None
     """Instead: a shard folder. Embeddings are put beside its tars, which stay as they are; the old ones are dropped."""
     image: bool = False
-    """With --data: also embed the pictures, by the encoder's image tower; default false."""
+    """With --data: also embed the images, by the encoder's image tower; default false."""
     model: str = "ViT-L-14"
     """open_clip architecture."""
     pretrained: str = "laion2b_s32b_b82k"
@@ -49,7 +49,7 @@ class EmbedOptions:
     where: str = ""
     """FIELD=VALUE: only the table rows with that value, e.g. split=train; default all."""
     file_column: str = ""
-    """Table column with the picture's path; default: file, file_name, filename, image or path."""
+    """Table column with the image's path; default: file, file_name, filename, image or path."""
     caption_column: str = ""
     """Table column with the caption or list of captions; default: caption, captions, text or title."""
     class_template: str = ""
@@ -60,7 +60,7 @@ class EmbedOptions:
         if (self.data is None) != all(folders) or (self.data and any(folders)):
             raise UserError("give either --input_dir and --output_dir, or --data")
         if self.image and not self.data:
-            raise UserError("--image is for the pictures of shards; it needs --data")
+            raise UserError("--image is for the images of shards; it needs --data")
         if self.data and self.rules != CaptionRules():
             raise UserError("--where, --file_column, --caption_column and --class_template are for --input_dir")
         check(1 <= self.batch <= 65536, "--batch", self.batch, "from 1 to 65536")

@@ -23,20 +23,20 @@ from toolkit.data.tar_index import list_tar
 from toolkit.errors import UserError
 
 PER_FOLDER = 1000
-"""Pictures in one folder: file browsers and network disks dislike more."""
+"""Images in one folder: file browsers and network disks dislike more."""
 SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write pictures and captions of a shard folder as files, which Hugging Face datasets and shards.create read."""
+    """Write images and captions of a shard folder as files, which Hugging Face datasets and shards.create read."""
 
     data: Path
     """The shard folder; may also stand first without its flag."""
     out: Path
     """The folder to make: OUT/000/000000000.jpg and metadata.jsonl; appears only when it is complete."""
     fitted: bool = False
-    """Pictures as training sees them, as PNG; default false: stored files byte for byte, only raw ones as PNG."""
+    """Images as training sees them, as PNG; default false: stored files byte for byte, only raw ones as PNG."""
 
 
 def main(options: ExportOptions) -> None:
@@ -55,20 +55,20 @@ def main(options: ExportOptions) -> None:
         if not written:
             raise UserError(f"no sample of {options.data} can be read ({problems[0].reason}); build the shards again")
     print_problems(problems)
-    print(f"wrote {written:,} pictures with captions to {options.out}; {summary(problems)}")
+    print(f"wrote {written:,} images with captions to {options.out}; {summary(problems)}")
 
 
 def _export(shard_set: ShardSet, number: int, folder: Path, fitted: bool) -> tuple[str, Sample]:
-    """The picture's name in `folder`, where it is written, and its sample. Raises DamagedSample."""
-    sample, picture = read_decoded(shard_set, number)  # in full: a damaged file must not be handed on
+    """The image's name in `folder`, where it is written, and its sample. Raises DamagedSample."""
+    sample, image = read_decoded(shard_set, number)  # in full: a damaged file must not be handed on
     part = f"{number // PER_FOLDER:03d}"
     (folder / part).mkdir(exist_ok=True)
-    if fitted or sample.picture.startswith(MAGIC):
+    if fitted or sample.image.startswith(MAGIC):
         name = f"{part}/{number:09d}.png"
-        save_png(picture, folder / name)
+        save_png(image, folder / name)
     else:
-        name = f"{part}/{number:09d}.{SUFFIXES[sample.picture[:2]]}"
-        (folder / name).write_bytes(sample.picture)
+        name = f"{part}/{number:09d}.{SUFFIXES[sample.image[:2]]}"
+        (folder / name).write_bytes(sample.image)
     return name, sample
 
 

@@ -1,4 +1,4 @@
-"""Pictures that look alike: a 64-bit perceptual hash, and groups of close hashes without comparing all with all."""
+"""Images that look alike: a 64-bit perceptual hash, and groups of close hashes without comparing all with all."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ BITS, SIDE, FREQUENCIES = 64, 32, 8
 COLOUR_TOLERANCE = 12
 """Levels of 255: the hash sees grey only, and a red and a blue disc of one shape are no duplicates."""
 WINDOW = 2000
-"""Most neighbours in one bucket that a picture is compared with; makes the work linear in the number of pictures."""
+"""Most neighbours in one bucket that an image is compared with; makes the work linear in the number of images."""
 MAX_PAIRS = 5_000_000
 
 _angles = np.pi / SIDE * (np.arange(SIDE) + 0.5) * np.arange(FREQUENCIES)[:, None]
@@ -18,31 +18,31 @@ _DCT[0] /= np.sqrt(2)
 
 
 class Look(NamedTuple):
-    """What is kept of a picture: its hash (64 bits) and mean colour as 0xRRGGBB."""
+    """What is kept of an image: its hash (64 bits) and mean colour as 0xRRGGBB."""
 
     hash: int
     colour: int
 
 
 class Groups(NamedTuple):
-    """`members`: positions of similar pictures, ascending, the largest group first. `complete`: none was missed."""
+    """`members`: positions of similar images, ascending, the largest group first. `complete`: none was missed."""
 
     members: list[list[int]]
     complete: bool
 
 
-def look_of(picture: Image.Image) -> Look:
-    """RGB picture of any size -> its DCT hash and mean colour.
+def look_of(image: Image.Image) -> Look:
+    """RGB image of any size -> its DCT hash and mean colour.
 
-    The lowest 8x8 frequencies of the picture in grey at 32x32 px, one bit each: above their median or not
+    The lowest 8x8 frequencies of the image in grey at 32x32 px, one bit each: above their median or not
     ("pHash": C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1; with
     the lowest row and column of frequencies, which hold the most). Coefficients are rounded to whole levels, so that
-    the noise of an even picture is no pattern.
+    the noise of an even image is no pattern.
     """
-    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
     waves = (_DCT @ grey @ _DCT.T).round().ravel()
     bits = np.packbits(waves > np.median(waves))
-    red, green, blue = picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    red, green, blue = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     return Look(int.from_bytes(bits.tobytes(), "big"), red << 16 | green << 8 | blue)
 
 
@@ -82,14 +82,14 @@ def close_pairs(hashes: np.ndarray, bits: int, window: int = WINDOW) -> tuple[np
 
 
 def group(looks: np.ndarray, bits: int) -> Groups:
-    """uint64 [N, 2] (hash, colour as of Look) -> groups of two pictures or more.
+    """uint64 [N, 2] (hash, colour as of Look) -> groups of two images or more.
 
-    Every member is within `bits` bits and COLOUR_TOLERANCE levels of the group's first picture; being similar to a
+    Every member is within `bits` bits and COLOUR_TOLERANCE levels of the group's first image; being similar to a
     member is not enough, or chains of small steps would join what is not alike.
     """
     if not len(looks):
         return Groups([], True)
-    # Equal looks are one: thousands of copies of a picture would otherwise be compared with each other.
+    # Equal looks are one: thousands of copies of an image would otherwise be compared with each other.
     kinds, first, kind_of = np.unique(looks, axis=0, return_index=True, return_inverse=True)
     by_first = np.argsort(first)
     rank = np.argsort(by_first)

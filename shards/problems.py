@@ -27,7 +27,7 @@ def print_problems(problems: list[Problem], count: int = 20) -> None:
 
 
 def summary(problems: list[Problem]) -> str:
-    """'skipped 3 (2 image without caption, 1 bad picture)'."""
+    """'skipped 3 (2 image without caption, 1 bad image)'."""
     kinds = Counter(reason.partition(":")[0] for _, reason in problems)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     return f"skipped {len(problems):,} ({counts})" if counts else "skipped 0"

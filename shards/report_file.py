@@ -5,7 +5,7 @@ from pathlib import Path
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 SOURCES_NAME = "sources.jsonl"
-"""Which picture and captions each sample is of: lets a build add what is new."""
+"""Which image and captions each sample is of: lets a build add what is new."""
 
 
 def report_bytes(written: int, skipped: list[tuple[str, str]]) -> bytes:

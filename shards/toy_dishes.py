@@ -1,8 +1,8 @@
-"""Toy dishes: captions whose every word is visible in the picture, and pictures drawn to match.
+"""Toy dishes: captions whose every word is visible in the image, and images drawn to match.
 
-They make an honest small test of text conditioning: four attributes decide the picture up to small nuisance
+They make an honest small test of text conditioning: four attributes decide the image up to small nuisance
 (pose, lighting, toppings), some combinations are never shown in training, and `evaluation/toy_oracle.py`
-reads the attributes back from any picture.
+reads the attributes back from any image.
 """
 
 import re
@@ -32,11 +32,11 @@ class ToyOptions:
     """Draw a captioned folder of toy dishes to train on."""
 
     out: Path
-    """Folder that receives the pictures and captions; made if missing."""
+    """Folder that receives the images and captions; made if missing."""
     count: int = 3000
-    """Number of pictures."""
+    """Number of images."""
     size: int = 32
-    """Width and height of a picture in pixels, at least 32."""
+    """Width and height of an image in pixels, at least 32."""
     seed: int = 0
     """Seed of every random choice, any integer from 0."""
 
@@ -108,7 +108,7 @@ def is_held_out(attributes: Attributes) -> bool:
 
 
 def draw_dish(attributes: Attributes, size: int, rng: np.random.Generator) -> Image.Image:
-    """Draw an RGB picture of `size` x `size` pixels (at least 32); `rng` decides only the nuisance."""
+    """Draw an RGB image of `size` x `size` pixels (at least 32); `rng` decides only the nuisance."""
     return draw_plate_of(attributes.dish, attributes.plate, attributes.table, attributes.garnish, size, rng)
 
 
@@ -119,17 +119,17 @@ def training_attributes(seed: int) -> list[Attributes]:
 
 
 def write_caption_folder(folder: Path, count: int, size: int, seed: int) -> None:
-    """Write `count` training pictures `00000.png` ... of `size` pixels, each with its caption `00000.txt`.
+    """Write `count` training images `00000.png` ... of `size` pixels, each with its caption `00000.txt`.
 
-    Combinations come round in turn, so all appear about equally; picture i depends on (seed, i) only, so a
+    Combinations come round in turn, so all appear about equally; image i depends on (seed, i) only, so a
     longer run extends a shorter one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     turn = training_attributes(seed)
     for number in range(count):
         attributes = turn[number % len(turn)]
-        picture = draw_dish(attributes, size, np.random.default_rng([seed, number]))
-        picture.save(folder / f"{number:05d}.png", compress_level=1)
+        image = draw_dish(attributes, size, np.random.default_rng([seed, number]))
+        image.save(folder / f"{number:05d}.png", compress_level=1)
         (folder / f"{number:05d}.txt").write_text(attributes.caption + "\n", encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ COLOURS: dict[str, Colour] = {
     "purple": (140, 98, 190),
 }
 
-# Shares of the picture's width.
+# Shares of the image's width.
 PLATE_RADIUS = 0.455
 DISH_RADIUS = 0.285
 # A little up and left, so that the garnish at the lower right hardly touches the dish.
@@ -251,8 +251,8 @@ def _shade(colour: Colour, factor: float) -> Colour:
 
 def _draw_plate(width: int, table: str, plate: str) -> Image.Image:
     """Draw the empty plate on its table."""
-    picture = Image.new("RGB", (width, width), COLOURS[table])
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, width), COLOURS[table])
+    draw = ImageDraw.Draw(image)
 
     def disc(radius: float, shift: float, colour: Colour) -> None:
         low, high = (0.5 - radius + shift) * width, (0.5 + radius + shift) * width
@@ -265,35 +265,35 @@ def _draw_plate(width: int, table: str, plate: str) -> Image.Image:
     disc(PLATE_RADIUS - 0.022, 0.0, COLOURS[plate])
     disc(0.325, 0.0, _shade(COLOURS[plate], 0.88))
     disc(0.318, 0.005, _shade(COLOURS[plate], 0.97))
-    return picture
+    return image
 
 
-def _lay(picture: Image.Image, layer: Image.Image) -> None:
-    """Put a layer on the picture together with the soft shadow it casts to the lower right."""
+def _lay(image: Image.Image, layer: Image.Image) -> None:
+    """Put a layer on the image together with the soft shadow it casts to the lower right."""
     mask = layer.getchannel("A")
-    shift = round(0.014 * picture.width)
+    shift = round(0.014 * image.width)
     shadow = ImageChops.offset(mask.reduce(4).resize(mask.size, Image.Resampling.BILINEAR), shift, shift)
-    picture.paste((40, 26, 30), mask=shadow.point(lambda level: level * 2 // 5))
-    picture.paste(layer, mask=mask)
+    image.paste((40, 26, 30), mask=shadow.point(lambda level: level * 2 // 5))
+    image.paste(layer, mask=mask)
 
 
 def draw_plate_of(dish: str, plate: str, table: str, garnish: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """Draw one RGB picture of `size` x `size` pixels.
+    """Draw one RGB image of `size` x `size` pixels.
 
     The nuisance (pose, lighting, toppings) comes from `rng` only, drawn in an order that does not depend on
     `size`: the same generator state gives the same scene at every size.
     """
     width = size * (6 if size <= 32 else 4)
-    picture = _draw_plate(width, table, plate)
+    image = _draw_plate(width, table, plate)
     shift_x, shift_y = rng.uniform(-0.02, 0.02, 2)
     scale, turn, light = rng.uniform(0.95, 1.05), rng.uniform(-0.2, 0.2), rng.uniform(0.96, 1.04)
     side_x, side_y, twist = rng.uniform(-0.008, 0.008), rng.uniform(-0.008, 0.008), rng.uniform(-0.2, 0.2)
     pen = Pen(width, (DISH_CENTRE[0] + shift_x, DISH_CENTRE[1] + shift_y), DISH_RADIUS * scale, turn)
     DISH_PAINTERS[dish](pen, rng)
-    _lay(picture, pen.layer)
+    _lay(image, pen.layer)
     if garnish in GARNISH_PAINTERS:
         pen = Pen(width, (GARNISH_CENTRE[0] + side_x, GARNISH_CENTRE[1] + side_y), GARNISH_RADIUS, twist)
         GARNISH_PAINTERS[garnish](pen)
-        _lay(picture, pen.layer)
-    picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return picture.point(lambda level: min(255, round(level * light)))
+        _lay(image, pen.layer)
+    image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return image.point(lambda level: min(255, round(level * light)))

@@ -48,7 +48,7 @@ def paint(folder: Path, numbers: Iterable[int]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         pattern(number).save(folder / f"{number:03d}.png")
-        (folder / f"{number:03d}.txt").write_text(f"picture number {number}\n")
+        (folder / f"{number:03d}.txt").write_text(f"image number {number}\n")
     return folder
 
 

@@ -42,16 +42,16 @@ SIZES = ((20, 20), (33, 21), (21, 33), (64, 48), (17, 50), (40, 40))
 def draw(number: int) -> Image.Image:
     """A coloured disc on a pale ground, different for every number."""
     width, height = SIZES[number % len(SIZES)]
-    picture = Image.new("RGB", (width, height), (255 - 3 * number, 240, 200 + 2 * number))
+    image = Image.new("RGB", (width, height), (255 - 3 * number, 240, 200 + 2 * number))
     box = (width // 4, height // 4, 3 * width // 4, 3 * height // 4)
-    ImageDraw.Draw(picture).ellipse(box, fill=COLOURS[number % len(COLOURS)])
-    return picture
+    ImageDraw.Draw(image).ellipse(box, fill=COLOURS[number % len(COLOURS)])
+    return image
 
 
 @pytest.fixture
 def caption_folder(tmp_path: Path) -> Path:
-    """12 drawn pictures, some in a subfolder, each with a .txt of the same stem; two have two captions."""
-    folder = tmp_path / "pictures"
+    """12 drawn images, some in a subfolder, each with a .txt of the same stem; two have two captions."""
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for i in range(12):
         path = folder / ("more" if i % 3 == 0 else "") / f"disc{i:02d}.{'jpg' if i % 2 else 'png'}"
@@ -65,15 +65,13 @@ def caption_folder(tmp_path: Path) -> Path:
 def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 samples of 16x16 px in 3 tars, hashing encoder, 7 distinct captions; every fourth sample has two."""
     folder = tmp_path_factory.mktemp("shards")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     rows = []
     for i in range(24):
-        draw(i).save(folder / "pictures" / f"{i:02d}.png")
+        draw(i).save(folder / "images" / f"{i:02d}.png")
         captions = [f"a {COLOURS[i % len(COLOURS)]} disc"] + ["ćevapi drawn as a disc"] * (i % 4 == 0)
         rows.append(json.dumps({"file": f"{i:02d}.png", "captions": captions}, ensure_ascii=False))
-    (folder / "pictures" / "captions.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "images" / "captions.jsonl").write_text("\n".join(rows), encoding="utf-8")
     out = folder / "built"
-    create.main(
-        create.CreateOptions(folder / "pictures", out, 16, encoder="hashing", format="png", samples_per_shard=10)
-    )
+    create.main(create.CreateOptions(folder / "images", out, 16, encoder="hashing", format="png", samples_per_shard=10))
     return out

@@ -33,9 +33,9 @@ class FakeEvaluator:
         self.at.get(step, lambda: None)()
         if not self.main:
             return None
-        picture = Image.new("RGB", (4, 2), (step, 0, 0))
+        image = Image.new("RGB", (4, 2), (step, 0, 0))
         protocol = {"step": step, "prompts": "ћевапи"}
-        return {"scores": self.scores(step), "protocol": protocol, "notes": ["biased"], "pictures": picture}
+        return {"scores": self.scores(step), "protocol": protocol, "notes": ["biased"], "images": image}
 
 
 @contextmanager

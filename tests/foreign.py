@@ -27,13 +27,13 @@ def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> None:
 
 
 def sample(number: int, caption: str, **fields: object) -> dict[str, bytes]:
-    """What img2dataset makes of a picture that it got: JSON in ASCII with escapes, an empty .txt for no caption."""
+    """What img2dataset makes of an image that it got: JSON in ASCII with escapes, an empty .txt for no caption."""
     about = {"caption": caption, "url": f"http://host/{number}", "status": "success", "error_message": None, **fields}
     return {"jpg": jpeg(number), "json": json.dumps(about, indent=4).encode(), "txt": caption.encode()}
 
 
 def img2dataset_folder(folder: Path) -> dict[str, str]:
-    """Two tars of 5 and 4 pictures, out of order; one has no caption. Tar/key -> caption of the 8 others."""
+    """Two tars of 5 and 4 images, out of order; one has no caption. Tar/key -> caption of the 8 others."""
     folder.mkdir()
     tars = {"00000": (2, 0, 1, 4, 3), "00001": (1, 0, 3, 2)}
     captions = {}

@@ -52,14 +52,14 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def members(count: int) -> list[Member]:
-    """Of `count` samples of 8x8 px: a picture, a caption and an embedding each."""
+    """Of `count` samples of 8x8 px: an image, a caption and an embedding each."""
     found, encoder = [], HashingEncoder()
     for i in range(count):
-        picture = io.BytesIO()
-        Image.new("RGB", (8, 8), (20 * i, 30, 40)).save(picture, "png")
+        image = io.BytesIO()
+        Image.new("RGB", (8, 8), (20 * i, 30, 40)).save(image, "png")
         caption = f"drawing number {i}"
         vector = npy(encoder.encode([caption])[0].numpy().astype(np.float16))
-        found += [(f"{i:09d}.png", picture.getvalue()), (f"{i:09d}.txt", caption.encode()), (f"{i:09d}.npy", vector)]
+        found += [(f"{i:09d}.png", image.getvalue()), (f"{i:09d}.txt", caption.encode()), (f"{i:09d}.npy", vector)]
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 
 
 def write_random(path: Path) -> Path:
-    """A complete file of random weights: says nothing about pictures, everything about plumbing."""
+    """A complete file of random weights: says nothing about images, everything about plumbing."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Untrained(FeatureExtractorInceptionV3):
@@ -21,7 +21,7 @@ def write_random(path: Path) -> Path:
     empty.seek(0)
     torch.manual_seed(0)
     network = Untrained("untrained", ["2048"], feature_extractor_weights_path=empty)
-    for module in network.modules():  # so that pictures differ in every layer and every batch norm does something
+    for module in network.modules():  # so that images differ in every layer and every batch norm does something
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, torch.nn.BatchNorm2d):
@@ -41,7 +41,7 @@ def write_partial(real_data: Path, path: Path) -> Path:
     return path
 
 
-def drawn_pictures(count: int, size: tuple[int, int] = (40, 40), seed: int = 0) -> torch.Tensor:
+def drawn_images(count: int, size: tuple[int, int] = (40, 40), seed: int = 0) -> torch.Tensor:
     """uint8 [N, 3, H, W]: coloured clouds with clipped blacks and whites."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator) * 400 - 70

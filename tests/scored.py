@@ -1,4 +1,4 @@
-"""What evaluation tests score: little pictures, shards by hand, an untrained run, a network that notices rounding."""
+"""What evaluation tests score: little images, shards by hand, an untrained run, a network that notices rounding."""
 
 import io
 import tarfile
@@ -20,7 +20,7 @@ from toolkit.networks.models import Generator
 from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot, save
 
 
-def write_pictures(folder: Path, count: int, size: tuple[int, int] = (24, 24), seed: int = 0) -> Path:
+def write_images(folder: Path, count: int, size: tuple[int, int] = (24, 24), seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     for i in range(count):
         (folder / f"class{i % 3}").mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (24, 24), s
 
 
 def write_shards(folder: Path, count: int, identity: EncoderIdentity | None = None) -> Path:
-    """One tar, by hand: picture i has the red level i and the caption 'dish i'."""
+    """One tar, by hand: image i has the red level i and the caption 'dish i'."""
     folder.mkdir()
     encoder = HashingEncoder()
     with tarfile.open(folder / "shard-00000.tar", "w") as tar:
@@ -88,5 +88,5 @@ def load_sensitive(path: Path, device: torch.device) -> TrainedGenerator:
     return generator
 
 
-def pictures_of(source, batch: int = 5) -> torch.Tensor:
+def images_of(source, batch: int = 5) -> torch.Tensor:
     return torch.cat(list(source.batches(batch)))

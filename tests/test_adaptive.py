@@ -14,7 +14,7 @@ from toolkit.training.adaptive import Adaptive, AdaptiveOptions
 
 BATCH, KIMG = 64, 8.0
 SHARE = BATCH * Adaptive.EVERY / (KIMG * 1000)
-"""Of the whole range of augment_p that one adaptation moves: 1024 pictures of 8,000."""
+"""Of the whole range of augment_p that one adaptation moves: 1024 images of 8,000."""
 
 
 def adaptive(d_steps: int = 1, augment_p: float = 1.0, **options) -> Adaptive:
@@ -26,7 +26,7 @@ def show(one: Adaptive, real_sign: float, fake_sign: float = 0.0, times: int = A
         one.observe(torch.zeros(2), torch.tensor([real_sign, fake_sign]))
 
 
-def test_augment_p_rises_from_zero_by_pictures_over_kimg_and_stays_within_bounds():
+def test_augment_p_rises_from_zero_by_images_over_kimg_and_stays_within_bounds():
     one = adaptive(adaptive_augment=True, augment_p=0.7)
     assert one.augment_p == 0
     found = []
@@ -123,7 +123,7 @@ FLAGS = {
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_each_flag_trains_is_logged_and_saved(shard_folder, tmp_path, flag):
-    """18 steps of 8 pictures, one adaptation after the 16th. D hardly learns: no margin, mean sign above -0.9."""
+    """18 steps of 8 images, one adaptation after the 16th. D hardly learns: no margin, mean sign above -0.9."""
     name, start, options = FLAGS[flag]
     train(shard_folder, tmp_path / "run", iters=18, ada_kimg=0.5, lr_d=1e-9, **{flag: True}, **options)
     logged = [line[name] for line in read_log(tmp_path / "run")]
@@ -132,8 +132,8 @@ def test_each_flag_trains_is_logged_and_saved(shard_folder, tmp_path, flag):
     assert logged[:15] == [start] * 15 and logged[15:] == pytest.approx([expected] * 3)
     state = json.loads((tmp_path / "run" / "ckpt_0000018" / "state.json").read_text())
     assert state["adaptive"][name] == pytest.approx(expected)
-    pictures = 18 * 8 + (2 * 8 if flag == "adaptive_d_steps" else 0)
-    assert state["position"] == pictures
+    images = 18 * 8 + (2 * 8 if flag == "adaptive_d_steps" else 0)
+    assert state["position"] == images
     assert len(state["adaptive"]["signs"]) == (4 if flag == "adaptive_d_steps" else 2)
 
 

@@ -1,4 +1,4 @@
-"""The same command again: nothing to do changes nothing; new pictures come in shards of their own."""
+"""The same command again: nothing to do changes nothing; new images come in shards of their own."""
 
 import os
 from pathlib import Path
@@ -45,12 +45,12 @@ class TestNothingToDo:
         assert "holds all 10 samples already; nothing to add; skipped 0" in said(folder, out, capsys)
         assert state(out) == before and not beside(out)
 
-    def test_a_bad_picture_that_is_still_bad_changes_no_file(self, folder: Path, out: Path, capsys) -> None:
+    def test_a_bad_image_that_is_still_bad_changes_no_file(self, folder: Path, out: Path, capsys) -> None:
         (folder / "001.png").write_text("text")
         (folder / "001.txt").write_text("a text\n")
         before = state(out)
         assert "no new sample is usable" in (text := said(folder, out, capsys))
-        assert "skipped 001.png: bad picture" in text and state(out) == before and not beside(out)
+        assert "skipped 001.png: bad image" in text and state(out) == before and not beside(out)
 
     def test_near_duplicates_left_out_once_change_no_file(self, folder: Path, tmp_path: Path, capsys) -> None:
         (folder / "050.png").write_bytes((folder / "008.png").read_bytes())
@@ -59,7 +59,7 @@ class TestNothingToDo:
         before = state(out)
         assert "no new sample is usable" in said(folder, out, capsys, dedupe=True) and state(out) == before
 
-    def test_pictures_that_are_gone_stay_in_the_shards(self, folder: Path, out: Path, capsys) -> None:
+    def test_images_that_are_gone_stay_in_the_shards(self, folder: Path, out: Path, capsys) -> None:
         (folder / "004.png").unlink()
         (folder / "004.txt").unlink()
         assert "nothing to add" in said(folder, out, capsys) and len(ShardSet(out)) == 10
@@ -75,7 +75,7 @@ class TestNothingToDo:
         assert state(out) == before and not beside(out)
 
 
-class TestNewPictures:
+class TestNewImages:
     def test_stand_in_shards_of_their_own(self, folder: Path, out: Path, capsys) -> None:
         old, before, rows = contents(out), state(out), ShardSet(out).index.copy()
         paint(folder, [1, 2, 3, 17, 38, 39])  # before, between and behind the old names
@@ -87,7 +87,7 @@ class TestNewPictures:
             assert new[name] == old[name] and state(out)[name] == before[name]
         shards = ShardSet(out)
         assert (shards.index[:10] == rows).all() and (shards.index[10:, 0] == [2] * 5 + [3]).all()
-        numbers = [int(shards.read(i).captions[0].removeprefix("picture number ")) for i in range(16)]
+        numbers = [int(shards.read(i).captions[0].removeprefix("image number ")) for i in range(16)]
         assert numbers == [*range(0, 40, 4), 1, 2, 3, 17, 38, 39]
         assert shards.manifest.samples == shards.manifest.distinct_captions == 16
         inspect_command.main(inspect_command.InspectOptions(out, verify=True))
@@ -98,7 +98,7 @@ class TestNewPictures:
         added, alone = add(folder, out), add(paint(tmp_path / "alone", one), tmp_path / "alone out")
         for i in range(3):
             a, b = added.read(10 + i), alone.read(i)
-            assert (a.picture, a.captions) == (b.picture, b.captions) and (a.vectors == b.vectors).all()
+            assert (a.image, a.captions) == (b.image, b.captions) and (a.vectors == b.vectors).all()
             vector = HashingEncoder().encode(list(a.captions))
             assert (a.vectors - vector).abs().max() < 1e-3
 
@@ -107,21 +107,21 @@ class TestNewPictures:
             add(paint(folder, [number]), out)
         shards = ShardSet(out)
         assert [shard.samples for shard in shards.manifest.shards] == [5, 5, 1, 1, 1]
-        assert [shards.read(i).captions[0] for i in (10, 11, 12)] == [f"picture number {n}" for n in (50, 51, 52)]
+        assert [shards.read(i).captions[0] for i in (10, 11, 12)] == [f"image number {n}" for n in (50, 51, 52)]
 
     def test_old_captions_count_once(self, folder: Path, out: Path) -> None:
         paint(folder, [50])
-        (folder / "050.txt").write_text("picture number 0\n")
+        (folder / "050.txt").write_text("image number 0\n")
         assert add(folder, out).manifest.distinct_captions == 10
 
-    def test_a_mended_picture_is_one(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_mended_image_is_one(self, folder: Path, tmp_path: Path) -> None:
         sound = (folder / "008.png").read_bytes()
         (folder / "008.png").write_bytes(sound[: len(sound) // 2])
         out = add(folder, tmp_path / "out").folder
         assert len(ShardSet(out)) == 9 and list(skipped(out)) == ["008.png"]
         (folder / "008.png").write_bytes(sound)
         shards = add(folder, out)
-        assert len(shards) == 10 and skipped(out) == {} and shards.read(9).captions == ("picture number 8",)
+        assert len(shards) == 10 and skipped(out) == {} and shards.read(9).captions == ("image number 8",)
 
     def test_no_number_is_given_twice_after_skips_at_the_end(self, folder: Path, tmp_path: Path) -> None:
         """The last part is all bad: its shard is never written, and what comes next takes the number."""

@@ -20,7 +20,7 @@ from tests import foreign
 from tests.conftest import REPOSITORY
 from tests.running import train
 from toolkit.data.dataset import read_decoded
-from toolkit.data.decoding import decode_picture, fit_square
+from toolkit.data.decoding import decode_image, fit_square
 from toolkit.data.shard_format import Manifest
 from toolkit.data.shard_reader import ShardSet, _json_string
 from toolkit.durable import file_sha256
@@ -56,7 +56,7 @@ def test_samples_are_those_of_the_tars_and_the_tars_stay_as_they_are(tmp_path):
     samples = [shards.read(i) for i in range(len(shards))]
     assert [s.captions for s in samples] == [(c,) for c in captions.values()]  # in the order of the tars
     numbers = [int(key[-4:]) for key in captions]
-    assert [s.picture for s in samples] == [foreign.jpeg(number) for number in numbers]
+    assert [s.image for s in samples] == [foreign.jpeg(number) for number in numbers]
     expected = HashingEncoder().encode(list(captions.values())).numpy()
     np.testing.assert_allclose(np.stack([s.vectors[0].numpy() for s in samples]), expected, atol=1e-3)
     assert shards.manifest.samples == shards.manifest.distinct_captions == 8
@@ -65,21 +65,21 @@ def test_samples_are_those_of_the_tars_and_the_tars_stay_as_they_are(tmp_path):
 
 def test_what_img2dataset_did_not_get_is_told(tars, capsys):
     run(tars)
-    assert "got 10 of 12 pictures" in capsys.readouterr().out
+    assert "got 10 of 12 images" in capsys.readouterr().out
     (tars / "00000_stats.json").write_text("[]")
     (tars / "00001_stats.json").unlink()
     run(tars, size=32)
-    assert "pictures" not in capsys.readouterr().out
+    assert "images" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ("crop", "pad", "stretch"))
-def test_pictures_are_fitted_when_read(tars, mode):
+def test_images_are_fitted_when_read(tars, mode):
     run(tars, resize_mode=mode)
     shards = ShardSet(tars)
     for i in range(len(shards)):
-        sample, picture = read_decoded(shards, i)
-        expected = np.asarray(fit_square(decode_picture(sample.picture), 16, mode))
-        np.testing.assert_array_equal(picture.permute(1, 2, 0).numpy(), expected)
+        sample, image = read_decoded(shards, i)
+        expected = np.asarray(fit_square(decode_image(sample.image), 16, mode))
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
 def test_inspect_finds_it_sound_and_a_flipped_byte_bad(tars, capsys):
@@ -98,7 +98,7 @@ def test_what_cannot_be_used_is_left_out_by_name(tmp_path):
     folder.mkdir()
     whole = foreign.sample(0, "a plate")
     bad = {
-        "bare": {"txt": b"no picture here", "json": b'{"status": "failed_to_download"}'},
+        "bare": {"txt": b"no image here", "json": b'{"status": "failed_to_download"}'},
         "mute": {"jpg": whole["jpg"]},
         "half": whole | {"jpg": whole["jpg"][:-200]},
         "void": whole | {"jpg": b""},
@@ -110,19 +110,19 @@ def test_what_cannot_be_used_is_left_out_by_name(tmp_path):
     run(folder)
     found = {path: reason.partition(":")[0] for path, reason in skipped(folder).items()}
     assert found == {
-        "a.tar/bare": "no picture",
+        "a.tar/bare": "no image",
         "a.tar/mute": "no caption",
-        "a.tar/half": "bad picture",
-        "a.tar/void": "bad picture",
+        "a.tar/half": "bad image",
+        "a.tar/void": "bad image",
         "a.tar/latin": "not UTF-8",
         "a.tar/bell": "control character",
-        "b.tar/bare": "no picture",
+        "b.tar/bare": "no image",
     }
     manifest = Manifest.load(folder)
     assert manifest.samples == 1 and [shard.name for shard in manifest.shards] == ["a.tar"]
 
 
-def test_undecoded_pictures_are_kept_and_small_ones_left_out(tars):
+def test_undecoded_images_are_kept_and_small_ones_left_out(tars):
     members = foreign.sample(0, "cut short")
     foreign.write_tar(tars / "00002.tar", {"x": members | {"jpg": members["jpg"][:-200]}})
     run(tars, decode=False)
@@ -294,7 +294,7 @@ def test_other_options_are_refused_until_overwrite(tars):
     run(tars)
     with pytest.raises(UserError, match="--caption_key ''"):
         run(tars, caption_key="blip")
-    run(tars, size=32)  # asked when pictures are read: no tar need be looked at
+    run(tars, size=32)  # asked when images are read: no tar need be looked at
     assert Manifest.load(tars).resolution == 32
     run(tars, caption_key="blip", overwrite=True)
     assert ShardSet(tars).read(0).captions == ("a plate of 2, 00000",)

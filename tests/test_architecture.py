@@ -47,7 +47,7 @@ def named(options: dict) -> str:
 
 
 @pytest.mark.parametrize("options", OF_G, ids=named)
-def test_pictures_do_not_depend_on_the_others_and_every_weight_counts(options):
+def test_images_do_not_depend_on_the_others_and_every_weight_counts(options):
     config = tiny(**{"g_norm": "group"} | options)
     G, (z, text, _) = awake(Generator(config)).double(), inputs(config)
     images = G(z.double(), text.double())
@@ -62,7 +62,7 @@ def test_pictures_do_not_depend_on_the_others_and_every_weight_counts(options):
 @pytest.mark.parametrize("options", OF_D, ids=named)
 @pytest.mark.parametrize("count", [1, 3])
 def test_r1_can_be_differentiated(options, count):
-    """Its derivative by the pictures against a finite difference, and a finite one by every weight."""
+    """Its derivative by the images against a finite difference, and a finite one by every weight."""
     config = tiny(**options)
     D, (_, text, images) = awake(Discriminator(config)).double(), inputs(config, n=count)
     text, images, direction = text.double(), images.double().requires_grad_(), random(*images.shape, seed=1)
@@ -87,7 +87,7 @@ def test_r1_can_be_differentiated(options, count):
     assert len(ways) > 10 and all(way > 0 for way in ways)
 
 
-def test_r1_stays_finite_where_all_pictures_are_equal():
+def test_r1_stays_finite_where_all_images_are_equal():
     """Their deviation is 0, where a root has no derivative."""
     config = tiny(minibatch_std=True)
     D, (_, text, images) = Discriminator(config), inputs(config)
@@ -170,8 +170,8 @@ def test_a_run_with_everything_resumes_bitwise_and_draws(shard_folder, tmp_path)
     assert_equal_runs(whole, halves, 4, but=("iters",))
     trained = load_generator(whole)
     assert trained.config == ModelConfig(**{"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, **EVERYTHING})
-    pictures = trained.sample(F.normalize(torch.ones(2, 768), dim=1), [1, 2])
-    assert pictures.shape == (2, 3, 16, 16) and pictures.float().std() > 1
+    images = trained.sample(F.normalize(torch.ones(2, 768), dim=1), [1, 2])
+    assert images.shape == (2, 3, 16, 16) and images.float().std() > 1
 
 
 def test_a_generator_saved_before_these_options_draws_as_ever(tmp_path):
@@ -245,4 +245,4 @@ def test_a_dry_run_shows_weights_and_multiply_adds(capsys, options):
         cost = count_operations(network, *given)
         assert cost == count_operations(copy.deepcopy(network).eval(), *given) > 1e6
         name = type(network).__name__
-        assert line == f"# {name}: {count_parameters(network):,} parameters, {cost / 1e9:.3f} GMACs a picture"
+        assert line == f"# {name}: {count_parameters(network):,} parameters, {cost / 1e9:.3f} GMACs an image"

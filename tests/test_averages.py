@@ -241,15 +241,15 @@ def random_weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def case(tmp_path, random_weights) -> dict:
-    """Options: the real pictures are drawn by the average of 20 kimg, for the same captions with other noise."""
+    """Options: the real images are drawn by the average of 20 kimg, for the same captions with other noise."""
     folder = checkpoint.save(tmp_path / "run", stored(3), keep=2)
     captions = [f"dish number {i}" for i in range(16)]
     (tmp_path / "prompts.txt").write_text("\n".join(captions))
     text = HashingEncoder().encode(captions).repeat(4, 1)
     (tmp_path / "real").mkdir()
-    pictures = load_generator(folder / profile_file("ema_20kimg")).sample(text, list(range(5000, 5000 + len(text))))
-    for i, picture in enumerate(pictures):
-        save_png(picture, tmp_path / "real" / f"{i:03d}.png")
+    images = load_generator(folder / profile_file("ema_20kimg")).sample(text, list(range(5000, 5000 + len(text))))
+    for i, image in enumerate(images):
+        save_png(image, tmp_path / "real" / f"{i:03d}.png")
     return {"checkpoint": folder.parent, "real": str(tmp_path / "real"), "prompts": str(tmp_path / "prompts.txt"),
             "weights": random_weights, "feature_layer": 64, "device": "cpu", "cache": ""}  # fmt: skip
 

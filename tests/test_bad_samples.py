@@ -25,11 +25,11 @@ from toolkit.networks.models import Generator
 from toolkit.run_folder.sample_grid import SampleGrid
 
 CPU = torch.device("cpu")
-PICTURE, TEXT, VECTOR = 1, 3, 5
+IMAGE, TEXT, VECTOR = 1, 3, 5
 """Columns of the index where these begin."""
 
 
-def spoil(folder: Path, sample: int, column: int = PICTURE, data: bytes | None = None) -> None:
+def spoil(folder: Path, sample: int, column: int = IMAGE, data: bytes | None = None) -> None:
     """Overwrite a member in place, with zeros or with `data` and zeros."""
     row = np.load(folder / INDEX_NAME)[sample]
     offset, size = (int(value) for value in row[column : column + 2])
@@ -44,7 +44,7 @@ def copy(shard_folder: Path, tmp_path: Path) -> Path:
 
 
 def order(count: int = 24, epoch: int = -1) -> list[int]:
-    """Sample numbers; in epoch -1 the order from whose beginning the pictures of the sample grid are taken."""
+    """Sample numbers; in epoch -1 the order from whose beginning the images of the sample grid are taken."""
     return draws.permutation(count, 0, epoch).tolist()
 
 
@@ -56,12 +56,12 @@ def take(folder: Path, count: int, start=0, share=slice(0, 8), workers=0, parts=
 
 
 def rows(steps: list[list[Batch]]) -> list[tuple]:
-    """(picture, text, mismatched, caption) of each row, in order."""
+    """(image, text, mismatched, caption) of each row, in order."""
     return [
         row
         for parts in steps
         for batch in parts
-        for row in zip(batch.pictures, batch.text, batch.mismatched, batch.captions, strict=True)
+        for row in zip(batch.images, batch.text, batch.mismatched, batch.captions, strict=True)
     ]
 
 
@@ -70,7 +70,7 @@ def same(one: tuple, other: tuple) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("column", [PICTURE, TEXT, VECTOR])
+@pytest.mark.parametrize("column", [IMAGE, TEXT, VECTOR])
 def test_one_of_24_is_replaced_by_the_drawn_one_and_no_other_row_changes(shard_folder, copy, workers, column):
     bad = order()[-1]
     spoil(copy, bad, column, b"\xff" * 4)
@@ -86,7 +86,7 @@ def test_one_of_24_is_replaced_by_the_drawn_one_and_no_other_row_changes(shard_f
             caption = draws.integer(len(sample.captions), 0, "caption", position)
             assert other[3] == sample.captions[caption] and torch.equal(other[1], sample.vectors[caption])
             assert not torch.equal(other[0], one[0])
-        elif column == PICTURE:
+        elif column == IMAGE:
             assert same(one, other)
         else:  # a row whose mismatched caption was the damaged one's has drawn another
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
@@ -113,21 +113,21 @@ def test_a_stand_in_may_be_damaged_too(copy):
     expected = ShardSet(copy).read(sound)
     items = [ShardDataset(ShardSet(copy), seed=0, mismatch=False)[position] for position in range(24)]
     assert all(item.caption in expected.captions for item in items)
-    assert torch.equal(items[0].picture, items[23].picture)
+    assert torch.equal(items[0].image, items[23].image)
     tries = [len(item.damaged) for item in items]
     for position, count in enumerate(tries):
         drawn = [order(epoch=0)[position], *(draws.integer(24, 0, "stand-in", position, k) for k in range(1, 100))]
         assert count == drawn.index(sound)
 
 
-def test_a_picture_of_another_size_is_damaged(copy):
+def test_an_image_of_another_size_is_damaged(copy):
     """Stacked with the others it would be a traceback."""
     small = io.BytesIO()
     Image.new("L", (4, 4)).save(small, "png", optimize=True)
-    spoil(copy, 5, PICTURE, small.getvalue())
+    spoil(copy, 5, IMAGE, small.getvalue())
     dataset = ShardDataset(ShardSet(copy), seed=0)
     item = dataset[order(epoch=0).index(5)]
-    assert item.picture.shape == (3, 16, 16) and "sample 5: 4x4 px, not 16x16" in item.damaged[0]
+    assert item.image.shape == (3, 16, 16) and "sample 5: 4x4 px, not 16x16" in item.damaged[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -145,7 +145,7 @@ def feed(folder: Path, max_bad: float, workers: int = 0) -> Feed:
     return Feed(ShardDataset(ShardSet(folder), seed=0), 8, workers, CPU, max_bad)
 
 
-def pictures_until_stopped(source: Feed, steps: int = 200) -> tuple[int, str]:
+def images_until_stopped(source: Feed, steps: int = 200) -> tuple[int, str]:
     position = 0
     try:
         for _ in range(steps):
@@ -161,25 +161,25 @@ def pictures_until_stopped(source: Feed, steps: int = 200) -> tuple[int, str]:
 
 @pytest.mark.parametrize("max_bad, allowed", [(0, 0), (0.001, 1), (0.01, 10), (0.02, 20)])
 def test_more_than_the_share_stops_the_run_naming_shard_and_sample(copy, max_bad, allowed):
-    """One of 24, so 4 % are bad: below 1,000 pictures the share is taken of 1,000."""
+    """One of 24, so 4 % are bad: below 1,000 images the share is taken of 1,000."""
     bad = order()[-1]
     spoil(copy, bad)
-    count, said = pictures_until_stopped(feed(copy, max_bad))
+    count, said = images_until_stopped(feed(copy, max_bad))
     assert count == allowed + 1 and f"shard-0000{bad // 10}.tar: sample {bad}: " in said
     assert said.startswith(f"{allowed + 1} of the ") and f"--max_bad {max_bad:g}" in said and "\n" not in said
 
 
 def test_a_share_below_the_limit_goes_on_beyond_the_first_thousand(copy):
     spoil(copy, order()[-1])
-    count, said = pictures_until_stopped(feed(copy, 0.05))
+    count, said = images_until_stopped(feed(copy, 0.05))
     assert said == "" and 1600 // 24 <= count <= -(-1600 // 24) and count > 0.05 * SHARE_OF
-    assert pictures_until_stopped(feed(copy, 0.041))[0] == 42  # 42 of the first 1,008
+    assert images_until_stopped(feed(copy, 0.041))[0] == 42  # 42 of the first 1,008
 
 
 def test_each_damaged_sample_is_named_once_and_only_so_many(copy, capfd):
     for bad in range(22):
         spoil(copy, bad)
-    pictures_until_stopped(feed(copy, 1, workers=2), steps=20)
+    images_until_stopped(feed(copy, 1, workers=2), steps=20)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == len(set(lines)) == NAMED and all(".tar: sample " in line for line in lines)
     assert "further ones are only counted" in lines[-1]
@@ -196,7 +196,7 @@ def test_a_run_over_damage_resumes_bitwise_and_logs_its_share(copy, tmp_path, wo
     assert_equal_runs(whole, halved, 6, but=("workers",))
     shares = [line["bad_samples"] for line in logged(whole)]
     assert shares == [line["bad_samples"] for line in logged(halved)]
-    assert sum(shares) * 8 == pytest.approx(4)  # 48 pictures, two of 24 twice
+    assert sum(shares) * 8 == pytest.approx(4)  # 48 images, two of 24 twice
     assert all(share * 8 == int(share * 8) for share in shares)
 
 
@@ -212,7 +212,7 @@ def test_max_bad_is_an_option(copy, tmp_path):
 
 
 def test_what_is_drawn_and_scored_leaves_damaged_samples_out(copy, tmp_path):
-    """Half of the set is damaged: the grid's rows and the scored pictures are the sound ones, in the same order."""
+    """Half of the set is damaged: the grid's rows and the scored images are the sound ones, in the same order."""
     shards = ShardSet(copy)
     damaged = {number for number in range(24) if number % 2}
     for number in damaged:

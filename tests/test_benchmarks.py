@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks.pictures import fresh_folder, pictures
+from benchmarks.images import fresh_folder, sized_images
 from benchmarks.side_by_side import Different, Row, Setting, check_close, compared, failed, in_turns
 from benchmarks.table import BEGIN, END, HEAD, draw_table, newest, with_tables
 from tests.conftest import REPOSITORY, draw
@@ -26,7 +26,7 @@ def setting(tmp_path: Path) -> Setting:
 
 def row(**changes) -> Row:
     """100 units; by round ours takes 1, 2 and 4 s, the other 4, 4 and 4."""
-    made = compared("part", "small", "other 1.0", "pictures/s", 100, [4.0, 4.0, 4.0], [1.0, 2.0, 4.0], "bitwise", 1.5)
+    made = compared("part", "small", "other 1.0", "images/s", 100, [4.0, 4.0, 4.0], [1.0, 2.0, 4.0], "bitwise", 1.5)
     return replace(made, **changes)
 
 
@@ -115,16 +115,16 @@ class TestRecord:
         lines = draw_table([row(ours=1234.5, note="8 → 3"), broken]).splitlines()
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         assert cells[0] == list(HEAD) and {len(line) for line in cells} == {len(HEAD)}
-        rates = ["25 pictures/s", "1,234 pictures/s", "**2.00** (1.00–4.00)"]
+        rates = ["25 images/s", "1,234 images/s", "**2.00** (1.00–4.00)"]
         assert cells[2] == ["part", "small", "other 1.0", *rates, "bitwise", "8 → 3"]
         assert cells[3] == ["part", "large", "other", "", "", "", "FAILED: no", ""]
 
 
-class TestPictures:
+class TestImages:
     def test_drawn_ones_differ_and_are_as_heavy_as_photos(self, setting):
-        drawn = list(pictures(setting, 3, 128))
-        assert {picture.size for picture in drawn} == {(128, 128)}
-        assert len({picture.tobytes() for picture in drawn}) == 3
+        drawn = list(sized_images(setting, 3, 128))
+        assert {image.size for image in drawn} == {(128, 128)}
+        assert len({image.tobytes() for image in drawn}) == 3
         drawn[0].save(setting.folder / "one.jpg", quality=95, subsampling=0)
         assert 9_000 < (setting.folder / "one.jpg").stat().st_size < 14_000
 
@@ -136,9 +136,9 @@ class TestPictures:
         for i in range(5):
             draw(i).save(tmp_path / f"{i}.png")
         given = replace(setting, photos=tmp_path)
-        assert len({picture.tobytes() for picture in pictures(given, 5, 16)}) == 5
-        with pytest.raises(UserError, match="holds 5 pictures, this benchmark takes 6"):
-            next(pictures(given, 6, 16))
+        assert len({image.tobytes() for image in sized_images(given, 5, 16)}) == 5
+        with pytest.raises(UserError, match="holds 5 images, this benchmark takes 6"):
+            next(sized_images(given, 6, 16))
 
 
 class TestLoading:
@@ -167,9 +167,9 @@ class TestLoading:
     @pytest.mark.parametrize(
         "corrupt, message",
         [
-            (lambda picture, vector: (picture.roll(1, dims=1), vector), "pixels of"),
-            (lambda picture, vector: (picture, vector.roll(1)), "the embedding of"),
-            (lambda picture, vector: (picture + 1 / 127.5 * (picture == picture.min()), vector), "differ by 1 levels"),
+            (lambda image, vector: (image.roll(1, dims=1), vector), "pixels of"),
+            (lambda image, vector: (image, vector.roll(1)), "the embedding of"),
+            (lambda image, vector: (image + 1 / 127.5 * (image == image.min()), vector), "differ by 1 levels"),
         ],
     )
     def test_other_samples_give_no_number(self, loading, setting, monkeypatch, corrupt, message):
@@ -191,7 +191,7 @@ class TestLoading:
         with pytest.raises(Different, match="15 samples here, 16 there"):
             loading.check_same(half, whole)
 
-    def test_compression_is_forgiven_and_another_picture_is_not(self, loading, setting):
+    def test_compression_is_forgiven_and_another_image_is_not(self, loading, setting):
         folders = loading.prepare(setting, 8)
         stored, exact = (loading.by_caption(loading.ours(folders[name], setting, 1)) for name in ("jpg", "png"))
         assert 0 < loading.check_same(stored, exact, loading.ONCE_MORE) < 30

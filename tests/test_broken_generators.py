@@ -26,20 +26,20 @@ class Tiles:
 
     taps = ("inception_64",)
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
-        return {self.taps[0]: torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 4).flatten(1)}
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return {self.taps[0]: torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)}
 
     def protocol(self) -> dict:
         return {}
 
 
 class ColourClip:
-    """Knows the mean colour of a picture, and that of a caption's last word."""
+    """Knows the mean colour of an image, and that of a caption's last word."""
 
     taps = ("clip",)
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
-        return {"clip": torch.nn.functional.normalize(pictures.float().mean(dim=(2, 3)) - 100, dim=1)}
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return {"clip": torch.nn.functional.normalize(images.float().mean(dim=(2, 3)) - 100, dim=1)}
 
     def encode_texts(self, captions: list[str]) -> Tensor:
         colours = torch.tensor([COLOURS[caption.split()[-1]] for caption in captions]).float()
@@ -64,7 +64,7 @@ def discs(seed: int) -> list[tuple[Image.Image, str]]:
 
 def broken(name: str) -> list[tuple[Image.Image, str]]:
     fresh = discs(seed=2)
-    first = {caption: picture for picture, caption in reversed(fresh)}
+    first = {caption: image for image, caption in reversed(fresh)}
     rng = np.random.default_rng(3)
     return {
         "fresh": lambda: fresh,
@@ -73,15 +73,15 @@ def broken(name: str) -> list[tuple[Image.Image, str]]:
         "noise": lambda: [
             (Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)), caption) for _, caption in fresh
         ],
-        "shuffled": lambda: [(picture, fresh[i - 5][1]) for i, (picture, _) in enumerate(fresh)],
+        "shuffled": lambda: [(image, fresh[i - 5][1]) for i, (image, _) in enumerate(fresh)],
         "copied": lambda: discs(seed=1),
     }[name]()
 
 
 def write(folder: Path, pairs: list[tuple[Image.Image, str]]) -> Path:
     folder.mkdir()
-    for i, (picture, caption) in enumerate(pairs):
-        picture.save(folder / f"{i:03d}.png")
+    for i, (image, caption) in enumerate(pairs):
+        image.save(folder / f"{i:03d}.png")
         (folder / f"{i:03d}.txt").write_text(caption)
     return folder
 
@@ -142,6 +142,6 @@ def test_collapse_is_said(reports):
     """Row 61: scores of a collapsed generator are finite, so a note says it."""
     assert any("collapsed?" in note for note in reports["constant"]["notes"])
     for name in ("constant", "one per prompt"):
-        assert any("all pictures of a prompt are equal for 4 prompts" in note for note in reports[name]["notes"])
+        assert any("all images of a prompt are equal for 4 prompts" in note for note in reports[name]["notes"])
     assert not any("collapsed?" in n or "are equal" in n for n in reports["fresh"]["notes"] + reports["noise"]["notes"])
     assert all(value is not None and np.isfinite(value) for value in reports["constant"]["scores"].values())

@@ -78,7 +78,7 @@ SITUATIONS = ("into an empty folder", "adding near-duplicates", "overwriting")
 
 
 class Case:
-    """Pictures to build, in 2 or 3 parts, and a folder OUT as it is before the build."""
+    """Images to build, in 2 or 3 parts, and a folder OUT as it is before the build."""
 
     def __init__(self, place: Path, situation: str) -> None:
         self.folder, self.place, self.situation = paint(place / "in", range(7)), place, situation

@@ -24,7 +24,7 @@ KILLS = int(os.environ.get("TOOLKIT_TEST_KILLS", "5"))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """23 pictures, two of them bad: 5 parts."""
+    """23 images, two of them bad: 5 parts."""
     paint(tmp_path / "in", range(23))
     for number in (7, 22):
         (tmp_path / "in" / f"{number:03d}.png").write_text("text")
@@ -45,7 +45,7 @@ def test_workers_change_no_byte(folder: Path, tmp_path: Path, whole: dict, worke
 
 
 def told(process: subprocess.Popen) -> str:
-    """Both outputs of a command that must succeed; pictures left out are named on stderr."""
+    """Both outputs of a command that must succeed; images left out are named on stderr."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, f"{out[-1000:]}{err[-3000:]}"
     assert all(line.startswith("skipped ") for line in err.splitlines()), err
@@ -63,7 +63,7 @@ def test_shares_one_after_the_other(folder: Path, tmp_path: Path, whole: dict, o
 
 
 def test_a_late_share_changes_nothing(folder: Path, tmp_path: Path, whole: dict) -> None:
-    """Not even where bad pictures make it try again."""
+    """Not even where bad images make it try again."""
     out = tmp_path / "out"
     for share in (0, 1, 2, 3):
         run(folder, out, share=f"{share}/4")

@@ -15,14 +15,14 @@ from toolkit.errors import UserError
 RULES = CaptionRules()
 
 
-def picture(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(path)
 
 
 def found(folder: Path, rules: CaptionRules = RULES) -> tuple[dict[str, tuple[str, ...]], list[Problem]]:
     samples, problems = find_samples(folder, rules)
-    assert all((folder / sample.picture).is_file() for sample in samples)
+    assert all((folder / sample.image).is_file() for sample in samples)
     return {sample.key: sample.captions for sample in samples}, problems
 
 
@@ -126,8 +126,8 @@ REFUSED = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One picture, a.png."""
-    picture(tmp_path / "a.png")
+    """One image, a.png."""
+    image(tmp_path / "a.png")
     return tmp_path
 
 
@@ -169,7 +169,7 @@ class TestEveryForm:
         assert found(folder) == ({"a": ("a dish",)}, [])
 
     def test_many_captions_take_time_in_proportion(self, folder: Path, form: str) -> None:
-        """50,000 different ones of a picture: compared with each other one by one they would take minutes.
+        """50,000 different ones of an image: compared with each other one by one they would take minutes.
 
         A thousand are kept, for the vectors of more would outgrow what a shard may hold of a sample.
         """
@@ -179,7 +179,7 @@ class TestEveryForm:
         assert found(folder) == ({"a": tuple(texts[:1000])}, [problem])
 
     def test_without_any_caption(self, folder: Path, form: str) -> None:
-        picture(folder / ("images/b.png" if form == "two trees" else "b.png"))
+        image(folder / ("images/b.png" if form == "two trees" else "b.png"))
         FORMS[form](folder, [b"a dish"])
         captions, problems = found(folder)
         assert captions == {"a": ("a dish",)} and len(problems) == 1
@@ -202,14 +202,14 @@ class TestEveryForm:
             assert problems[0].reason == "cannot be read: Permission denied"
 
 
-class TestJsonBesidePictures:
+class TestJsonBesideImages:
     def write(self, path: Path, content: str | bytes) -> None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def test_columns_and_lists(self, folder: Path) -> None:
         contents = {"a": {"text": "one", "id": 3}, "b": {"captions": ["two", "zwei"]}, "c.v1": {"title": "three"}}
         for key, content in contents.items():
-            picture(folder / f"{key}.png")
+            image(folder / f"{key}.png")
             self.write(folder / f"{key}.json", json.dumps(content))
         assert found(folder) == ({"a": ("one",), "b": ("two", "zwei"), "c.v1": ("three",)}, [])
         for key in contents:
@@ -236,7 +236,7 @@ class TestJsonBesidePictures:
         ],
     )
     def test_faults(self, folder: Path, content: str | bytes, reason: str) -> None:
-        picture(folder / "b.png")
+        image(folder / "b.png")
         self.write(folder / "b.json", '{"caption": "fine"}')
         self.write(folder / "a.json", content)
         captions, problems = found(folder)
@@ -244,7 +244,7 @@ class TestJsonBesidePictures:
         assert problems[0].path == "a.json" and problems[0].reason.startswith(reason)
 
     def test_text_before_json(self, folder: Path) -> None:
-        picture(folder / "b.png")
+        image(folder / "b.png")
         self.write(folder / "a.json", '{"caption": "from json"}')
         self.write(folder / "b.json", '{"caption": "from json"}')
         self.write(folder / "a.txt", "from text")
@@ -252,19 +252,19 @@ class TestJsonBesidePictures:
         assert find_captions(folder, RULES)[0] == found(folder)[0]
 
     def test_two_trees(self, tmp_path: Path) -> None:
-        picture(tmp_path / "images/x/a.png")
+        image(tmp_path / "images/x/a.png")
         (tmp_path / "captions/x").mkdir(parents=True)
         self.write(tmp_path / "captions/x/a.json", '{"caption": "one"}')
         assert found(tmp_path) == ({"x/a": ("one",)}, [])
         assert find_captions(tmp_path / "captions", RULES) == ({"x/a": ("one",)}, [])
 
-    def test_a_lost_picture_is_noticed_but_other_json_is_not_taken_for_captions(self, folder: Path) -> None:
+    def test_a_lost_image_is_noticed_but_other_json_is_not_taken_for_captions(self, folder: Path) -> None:
         self.write(folder / "a.txt", "one")
         self.write(folder / "stats.json", '{"count": 1}')
         assert found(folder) == ({"a": ("one",)}, [])
         assert find_captions(folder, RULES) == ({"a": ("one",)}, [])
         self.write(folder / "lost.txt", "two")
-        picture(folder / "b.png")
+        image(folder / "b.png")
         self.write(folder / "b.json", '{"caption": "three"}')
         captions, problems = found(folder)
         assert captions == {"a": ("one",), "b": ("three",)}
@@ -286,8 +286,8 @@ class TestJsonTables:
         assert problems[1].reason.startswith("no such column: caption")
 
     def test_coco(self, folder: Path) -> None:
-        picture(folder / "b.png")
-        picture(folder / "bare.png")
+        image(folder / "b.png")
+        image(folder / "bare.png")
         images = [
             {"id": 1, "file_name": "a.png", "split": "train"},
             {"id": "two", "file_name": "b.png", "split": "test"},
@@ -408,14 +408,14 @@ class TestTablesAsAWhole:
         assert found(folder) == ({"a": ("two",)}, [("captions.jsonl:1", f"missing file: {name}")])
 
     def test_files_that_the_listing_leaves_out_may_be_named(self, folder: Path) -> None:
-        picture(folder / ".hidden/b.png")
+        image(folder / ".hidden/b.png")
         (folder / "again").symlink_to(folder)
         rows = [{"file": ".hidden/b.png", "caption": "one"}, {"file": "again/a.png", "caption": "two"}]
         (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert found(folder)[0] == {".hidden/b": ("one",), "again/a": ("two",)}
 
     def test_parallel_names_with_other_suffixes_are_told_apart(self, folder: Path) -> None:
-        picture(folder / "a.webp")
+        image(folder / "a.webp")
         rows = [{"file": name, "caption": name} for name in ("a.png", "a.webp", "a.png")]
         (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         captions, problems = found(folder)

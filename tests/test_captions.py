@@ -17,7 +17,7 @@ from toolkit.errors import UserError
 RULES = CaptionRules()
 
 
-def pictures(folder: Path, *names: str) -> Path:
+def images(folder: Path, *names: str) -> Path:
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9 + i, 8), (30 * i, 99, 99)).save(folder / name)
@@ -37,7 +37,7 @@ def jsonl(folder: Path, *rows: dict | str, name: str = "captions.jsonl") -> None
 def found(folder: Path, rules: CaptionRules = RULES) -> tuple[dict[str, tuple[str, ...]], list[Problem]]:
     samples, problems = find_samples(folder, rules)
     assert [sample.key for sample in samples] == sorted(sample.key for sample in samples)
-    assert all((folder / sample.picture).is_file() for sample in samples)
+    assert all((folder / sample.image).is_file() for sample in samples)
     return {sample.key: sample.captions for sample in samples}, problems
 
 
@@ -80,14 +80,14 @@ class TestCleanCaption:
 
 
 class TestTextFiles:
-    def test_beside_pictures(self, caption_folder: Path) -> None:
+    def test_beside_images(self, caption_folder: Path) -> None:
         captions, problems = found(caption_folder)
         assert len(captions) == 12 and problems == []
         assert captions["more/disc00"] == ("a red disc", "a drawing")
         assert captions["disc05"] == ("a teal disc",)
 
     def test_parallel_trees_share_keys(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "images/a/1.png", "images/2.jpg")
+        images(tmp_path, "images/a/1.png", "images/2.jpg")
         write(tmp_path / "captions/a/1.txt", "one\r\n\r\nuno\n")
         write(tmp_path / "captions/2.txt", "two")
         assert found(tmp_path) == ({"2": ("two",), "a/1": ("one", "uno")}, [])
@@ -95,7 +95,7 @@ class TestTextFiles:
         assert find_captions(tmp_path / "captions", RULES)[0] == found(tmp_path)[0]
 
     def test_each_fault_is_named_with_its_line(self, tmp_path: Path) -> None:
-        pictures(
+        images(
             tmp_path, "good.png", "bare.png", "blank.png", "latin.png", "nul.png", "same.jpg", "same.png", "huge.png"
         )
         write(tmp_path / "good.txt", "good\ngood\n  good \nbetter")
@@ -103,7 +103,7 @@ class TestTextFiles:
         write(tmp_path / "latin.txt", "crème brûlée\n".encode() + "crème".encode("latin-1"))
         write(tmp_path / "nul.txt", "fine\nbro\0ken")
         write(tmp_path / "same.txt", "same")
-        write(tmp_path / "orphan.txt", "no picture")
+        write(tmp_path / "orphan.txt", "no image")
         write(tmp_path / "huge.txt", "x" * 1_000_001)
         captions, problems = found(tmp_path)
         assert captions == {
@@ -124,18 +124,18 @@ class TestTextFiles:
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
     def test_text_survives(self, tmp_path: Path, encoding: str) -> None:
-        pictures(tmp_path, "пицца.png")
+        images(tmp_path, "пицца.png")
         write(tmp_path / "пицца.txt", unicodedata.normalize("NFD", "Пицца с ćevapima, š ć ž 🍕").encode(encoding))
         assert found(tmp_path)[0] == {"пицца": ("Пицца с ćevapima, š ć ž 🍕",)}
 
     def test_utf16_is_refused(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "a.png")
+        images(tmp_path, "a.png")
         write(tmp_path / "a.txt", "a dish".encode("utf-16"))
         captions, problems = found(tmp_path)
         assert captions == {} and problems == [("a.txt:1", "not UTF-8: 0xFF in the caption")]
 
     def test_dots_in_names(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "dish.v1.png", "dish.v2.png", "UPPER.JPG")
+        images(tmp_path, "dish.v1.png", "dish.v2.png", "UPPER.JPG")
         for name in ("dish.v1", "dish.v2", "UPPER"):
             write(tmp_path / f"{name}.txt", name)
         assert found(tmp_path)[0] == {name: (name,) for name in ("UPPER", "dish.v1", "dish.v2")}
@@ -145,20 +145,20 @@ class TestTables:
     ROWS = ({"file": "a.png", "caption": "one"}, {"file": "b/c.png", "captions": ["two", "zwei"], "split": "test"})
 
     def test_jsonl(self, tmp_path: Path) -> None:
-        jsonl(pictures(tmp_path, "a.png", "b/c.png"), *self.ROWS, {"file_name": "./a.png", "text": "uno"})
+        jsonl(images(tmp_path, "a.png", "b/c.png"), *self.ROWS, {"file_name": "./a.png", "text": "uno"})
         write(tmp_path / "SOURCE.txt", "no caption")
         assert found(tmp_path) == ({"a": ("one", "uno"), "b/c": ("two", "zwei")}, [])
 
     @pytest.mark.parametrize("name", ["captions.csv", "metadata.csv"])
     def test_csv_with_quotes_and_line_breaks(self, tmp_path: Path, name: str) -> None:
-        pictures(tmp_path, "a.png")
+        images(tmp_path, "a.png")
         with (tmp_path / name).open("w", newline="", encoding="utf-8-sig") as file:
             rows = csv.writer(file)
             rows.writerows([["filename", "text"], ["a.png", 'a "big", dish'], ["a.png", "two\nlines"]])
         assert found(tmp_path) == ({"a": ('a "big", dish', "two lines")}, [])
 
     def test_csv_faults(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "a.png", "b.png")
+        images(tmp_path, "a.png", "b.png")
         write(tmp_path / "captions.csv", b'file,caption\na.png,one\na.png,one,more\nb.png,caf\xe9\nb.png,"open')
         captions, problems = found(tmp_path)
         assert captions == {"a": ("one",)}
@@ -169,7 +169,7 @@ class TestTables:
         ]
 
     def test_jsonl_faults(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "a.png", "bare.png")
+        images(tmp_path, "a.png", "bare.png")
         jsonl(
             tmp_path,
             {"file": "a.png", "caption": "one"},
@@ -207,7 +207,7 @@ class TestTables:
             assert reason.startswith(expected), path
 
     def test_where(self, tmp_path: Path) -> None:
-        jsonl(pictures(tmp_path, "a.png", "b/c.png"), *self.ROWS)
+        jsonl(images(tmp_path, "a.png", "b/c.png"), *self.ROWS)
         assert found(tmp_path, CaptionRules(where="split=test")) == ({"b/c": ("two", "zwei")}, [])
         with pytest.raises(UserError, match=r"--where split=tset.*one of: null, test"):
             found(tmp_path, CaptionRules(where="split=tset"))
@@ -215,15 +215,15 @@ class TestTables:
             CaptionRules(where="test")
 
     def test_columns_by_name(self, tmp_path: Path) -> None:
-        jsonl(pictures(tmp_path, "a.png"), {"file": "x", "caption": "no", "photo": "a.png", "alt": "yes"})
+        jsonl(images(tmp_path, "a.png"), {"file": "x", "caption": "no", "photo": "a.png", "alt": "yes"})
         assert found(tmp_path, CaptionRules(file_column="photo", caption_column="alt"))[0] == {"a": ("yes",)}
 
-    def test_captions_without_pictures(self, tmp_path: Path) -> None:
+    def test_captions_without_images(self, tmp_path: Path) -> None:
         jsonl(tmp_path, *self.ROWS)
         assert find_captions(tmp_path, RULES) == ({"a": ("one",), "b/c": ("two", "zwei")}, [])
 
     def test_order_of_forms(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "a.png")
+        images(tmp_path, "a.png")
         write(tmp_path / "a.txt", "from text")
         assert found(tmp_path)[0] == {"a": ("from text",)}
         write(tmp_path / "metadata.csv", "file,caption\na.png,from csv\n")
@@ -234,8 +234,8 @@ class TestTables:
 
 class TestClassFolders:
     def test_template(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "train/apple_pie/1.png", "train/miso-soup/1.png", "loose.png")
-        with pytest.raises(UserError, match="3 pictures but no captions.*--class_template"):
+        images(tmp_path, "train/apple_pie/1.png", "train/miso-soup/1.png", "loose.png")
+        with pytest.raises(UserError, match="3 images but no captions.*--class_template"):
             found(tmp_path)
         captions, problems = found(tmp_path, CaptionRules(class_template="a photo of {}"))
         assert captions == {
@@ -247,7 +247,7 @@ class TestClassFolders:
     def test_template_needs_its_place_and_no_table(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="--class_template is 'a photo'"):
             CaptionRules(class_template="a photo")
-        jsonl(pictures(tmp_path, "a.png"), {"file": "a.png", "caption": "one"})
+        jsonl(images(tmp_path, "a.png"), {"file": "a.png", "caption": "one"})
         with pytest.raises(UserError, match="captions.jsonl; drop one"):
             found(tmp_path, CaptionRules(class_template="a {}"))
 
@@ -262,10 +262,10 @@ class TestFolder:
             with pytest.raises(UserError, match="holds no files" if make else "no folder at"):
                 find(folder, RULES)
 
-    def test_without_pictures(self, tmp_path: Path) -> None:
+    def test_without_images(self, tmp_path: Path) -> None:
         write(tmp_path / "a.txt", "a")
         write(tmp_path / "a.svg", "<svg/>")
-        with pytest.raises(UserError, match="2 files but no picture"):
+        with pytest.raises(UserError, match="2 files but no image"):
             found(tmp_path)
         assert find_captions(tmp_path, RULES)[0] == {"a": ("a",)}
 
@@ -289,7 +289,7 @@ class TestFolder:
         assert len(found(tmp_path / "elsewhere")[0]) == 12
 
     def test_name_that_is_no_text(self, tmp_path: Path) -> None:
-        pictures(tmp_path, "a.png", "line\nbreak.png")
+        images(tmp_path, "a.png", "line\nbreak.png")
         os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
         write(tmp_path / "line\nbreak.txt", "x")
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("x")
@@ -299,8 +299,8 @@ class TestFolder:
 
 
 def test_summary_counts_kinds() -> None:
-    problems = [Problem("a", "bad picture: x"), Problem("b", "bad picture: y"), Problem("c", "empty caption")]
-    assert summary(problems) == "skipped 3 (2 bad picture, 1 empty caption)"
+    problems = [Problem("a", "bad image: x"), Problem("b", "bad image: y"), Problem("c", "empty caption")]
+    assert summary(problems) == "skipped 3 (2 bad image, 1 empty caption)"
     assert summary([]) == "skipped 0"
-    assert first_few(problems, 2) == ": a: bad picture: x; b: bad picture: y ..."
+    assert first_few(problems, 2) == ": a: bad image: x; b: bad image: y ..."
     assert first_few([]) == ""

@@ -112,10 +112,8 @@ def test_the_generator_file_alone_is_enough(tmp_path):
     alone.mkdir()
     (alone / GENERATOR).write_bytes((folder / GENERATOR).read_bytes())
     text, seeds = torch.nn.functional.normalize(torch.randn(2, 768), dim=1), [4, 5]
-    pictures = [
-        load_generator(path).sample(text, seeds) for path in (tmp_path / "run", folder, alone, alone / GENERATOR)
-    ]
-    assert all(torch.equal(picture, pictures[0]) for picture in pictures) and pictures[0].shape == (2, 3, 16, 16)
+    images = [load_generator(path).sample(text, seeds) for path in (tmp_path / "run", folder, alone, alone / GENERATOR)]
+    assert all(torch.equal(image, images[0]) for image in images) and images[0].shape == (2, 3, 16, 16)
 
 
 def test_a_foreign_or_hostile_file_is_refused(tmp_path):

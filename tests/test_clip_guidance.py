@@ -78,7 +78,7 @@ def test_the_gradient_is_twice_the_angle_and_finite_where_arccos_has_none():
 
 
 def test_it_is_the_angle_to_open_clips_own_vectors(clip_shards, weights):
-    """Pictures of the tower's size: its own transform has nothing to resize."""
+    """Images of the tower's size: its own transform has nothing to resize."""
     identity = ShardSet(clip_shards).manifest.encoder
     guidance = load_clip_guidance(identity, weights[0])
     clip = load_open_clip(NAME, weights[0])
@@ -86,20 +86,20 @@ def test_it_is_the_angle_to_open_clips_own_vectors(clip_shards, weights):
     levels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=random)
     from toolkit.data.images import to_pil
 
-    inputs = torch.stack([clip.preprocess(to_pil(picture)) for picture in levels])
+    inputs = torch.stack([clip.preprocess(to_pil(image)) for image in levels])
     text = nn.functional.normalize(torch.randn(3, 32, generator=random), dim=1)
     cosine = torch.cosine_similarity(clip.model.encode_image(inputs), text)
     found = guidance(levels.float() / 127.5 - 1, text)
     torch.testing.assert_close(found, cosine.arccos().square(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_gradient_reaches_the_pictures_and_not_the_tower(clip_shards, weights):
+def test_the_gradient_reaches_the_images_and_not_the_tower(clip_shards, weights):
     guidance = load_clip_guidance(ShardSet(clip_shards).manifest.encoder, weights[0])
     images = torch.zeros(2, 3, 16, 16, requires_grad=True)
     guidance(images, nn.functional.normalize(torch.ones(2, 32), dim=1)).sum().backward()
     assert (images.grad.flatten(1).abs().sum(dim=1) > 0).all()
     assert not any(weight.requires_grad for weight in guidance.parameters())
-    assert not any("text" in name or "token" in name for name in guidance.state_dict())  # the picture's half alone
+    assert not any("text" in name or "token" in name for name in guidance.state_dict())  # the image's half alone
 
 
 def test_what_cannot_guide_is_one_line(clip_shards, weights, shard_folder, tmp_path):
@@ -153,7 +153,7 @@ def test_guidance_knows_the_caption_whatever_noise_and_ramp_do_to_the_networks_t
     torch.testing.assert_close(stats["clip_distance"], one.objective.guidance(fake, batch.text).mean())
 
 
-def test_guidance_turns_pictures_towards_their_captions(clip_shards, weights):
+def test_guidance_turns_images_towards_their_captions(clip_shards, weights):
     """G alone against CLIP: twenty steps bring the angle down."""
     one = lone_trainer(clip_shards, cond_dim=32, clip_guidance=100.0, clip_guidance_weights=str(weights[0]), lr_g=2e-3)
     angles = [one.step()["clip_distance"].item() for _ in range(20)]
@@ -217,7 +217,7 @@ def test_training_does_not_start_with_its_guide_as_a_judge(clip_shards):
     options = {"score": "none", "eval_every": 1, "metrics": "clip_score", "eval_count": 64}
     with pytest.raises(UserError, match="^clip_score would be by .*leave them out of --metrics"):
         during_training.check(TrainConfig(**TINY, **options, clip_guidance=0.2), shards)
-    with pytest.raises(UserError, match="at least 64 pictures"):  # the next check: this one has passed
+    with pytest.raises(UserError, match="at least 64 images"):  # the next check: this one has passed
         during_training.check(TrainConfig(**TINY, **options), shards)
 
 

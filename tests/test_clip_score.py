@@ -40,7 +40,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name, colour in (("burek", (200, 150, 60)), ("salad", (40, 160, 50)), ("lemon", (240, 230, 40))):
         Image.new("RGB", (40, 40), colour).save(folder / f"{name}.png")
@@ -65,7 +65,7 @@ def test_conventions_on_fixed_vectors():
     assert clip_score(7 * both[0], both[1] / 3) == pytest.approx((15.0, 0.375, 0.05), rel=1e-6)
 
 
-def test_report_of_a_picture_folder(folder, weights):
+def test_report_of_an_image_folder(folder, weights):
     report = score(options_for(folder, weights))
     assert report["clip_score_hessel"] * 40 == pytest.approx(report["clip_score"])
     assert -1 <= report["mean_cosine"] <= 1 and report["clip_score_shuffled"] >= 0
@@ -99,7 +99,7 @@ def test_errors_name_what_to_mend(folder, weights):
 
 
 class Grey(nn.Linear):
-    """A generator of grey pictures of 16 px."""
+    """A generator of grey images of 16 px."""
 
     def forward(self, z: Tensor, text: Tensor) -> Tensor:
         return torch.zeros(len(z), 3, 16, 16)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.toy_agreement import AgreementOptions
 from tests.conftest import REPOSITORY
 from toolkit.command_line import dump, parse
 from toolkit.config import TrainConfig
@@ -27,6 +28,11 @@ def test_flags_win_over_the_file_wherever_they_stand(tmp_path):
 def test_switches_need_no_value():
     assert parse(TrainConfig, ["--dry_run", "--batch", "4"]).dry_run and parse(TrainConfig, ["--ema_ramp"]).ema_ramp
     assert not parse(TrainConfig, ["--ema_ramp", "false"]).ema_ramp and parse(TrainConfig, ["--ema_ramp=true"]).ema_ramp
+
+
+@pytest.mark.parametrize("flags", [["--pictures", "64"], ["--pictures=64"], ["--images", "64"]])
+def test_a_renamed_flag_keeps_its_former_name(flags):
+    assert parse(AgreementOptions, ["--checkpoint", "run", *flags]).images == 64
 
 
 def test_recorded_config_reads_back_equal(tmp_path):
@@ -109,7 +115,7 @@ def test_shares_of_the_global_batch():
         TrainConfig(batch=7, batch_gpu=4).per_process(1)
 
 
-def test_length_in_pictures_replaces_steps():
+def test_length_in_images_replaces_steps():
     assert TrainConfig(kimg=10, batch=50, d_steps=1, iters=3).total_steps == 200
     assert TrainConfig(kimg=10, batch=50, d_steps=2).total_steps == 100
 

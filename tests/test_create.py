@@ -15,21 +15,21 @@ from PIL import Image
 
 from shards.create import CreateOptions
 from tests.builds import beside, build, contents, paint, run, skipped
-from toolkit.data.decoding import decode_picture, fit_square
+from toolkit.data.decoding import decode_image, fit_square
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
 
 
 class TestRoundTrip:
     @pytest.mark.parametrize("kind", ["png", "webp"])
-    def test_lossless_pictures_equal_the_fitted_source(self, caption_folder: Path, tmp_path: Path, kind: str) -> None:
+    def test_lossless_images_equal_the_fitted_source(self, caption_folder: Path, tmp_path: Path, kind: str) -> None:
         shards = build(caption_folder, tmp_path / "out", format=kind)
         sources = sorted(caption_folder.rglob("*.[jp][pn]g"), key=lambda p: p.relative_to(caption_folder).as_posix())
         assert len(shards) == len(sources) == 12
         for i, source in enumerate(sources):
             sample = shards.read(i)
-            expected = fit_square(decode_picture(source.read_bytes()), 16)
-            assert (np.asarray(decode_picture(sample.picture)) == np.asarray(expected)).all()
+            expected = fit_square(decode_image(source.read_bytes()), 16)
+            assert (np.asarray(decode_image(sample.image)) == np.asarray(expected)).all()
             assert sample.captions == tuple(source.with_suffix(".txt").read_text().split("\n")[:-1])
             vectors = HashingEncoder().encode(list(sample.captions))
             assert (sample.vectors - vectors).abs().max() < 1e-3
@@ -37,7 +37,7 @@ class TestRoundTrip:
     def test_jpeg_is_close(self, caption_folder: Path, tmp_path: Path) -> None:
         exact, lossy = (build(caption_folder, tmp_path / kind, format=kind) for kind in ("png", "jpg"))
         for i in range(12):
-            one, two = (np.asarray(decode_picture(s.read(i).picture)).astype(int) for s in (exact, lossy))
+            one, two = (np.asarray(decode_image(s.read(i).image)).astype(int) for s in (exact, lossy))
             assert np.abs(one - two).mean() < 4
 
     def test_same_input_same_bytes(self, caption_folder: Path, tmp_path: Path) -> None:
@@ -50,24 +50,24 @@ class TestRoundTrip:
 
     def test_no_profile_or_comment_is_carried_along(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
-        picture = Image.new("RGB", (16, 16), "red")
-        picture.save(tmp_path / "in" / "a.png", icc_profile=b"x" * 5000)
-        picture.save(tmp_path / "in" / "b.jpg", comment=b"y" * 5000)
+        image = Image.new("RGB", (16, 16), "red")
+        image.save(tmp_path / "in" / "a.png", icc_profile=b"x" * 5000)
+        image.save(tmp_path / "in" / "b.jpg", comment=b"y" * 5000)
         for kind in ("png", "jpg", "webp"):
             options = {"format": kind, "class_template": "{}"}
             shards = build(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{kind}"), **options)
-            assert all(len(shards.read(i).picture) < 1000 for i in range(2))
+            assert all(len(shards.read(i).image) < 1000 for i in range(2))
 
-    def test_transparent_pictures_get_the_background(self, tmp_path: Path) -> None:
+    def test_transparent_images_get_the_background(self, tmp_path: Path) -> None:
         (tmp_path / "in" / "clear").mkdir(parents=True)
         Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "in/clear/a.png")
         options = {"format": "png", "class_template": "{}"}
         shards = build(tmp_path / "in", tmp_path / "out", background="#00ff80", **options)
-        assert decode_picture(shards.read(0).picture).getcolors() == [(256, (0, 255, 128))]
+        assert decode_image(shards.read(0).image).getcolors() == [(256, (0, 255, 128))]
 
 
 class TestSkipping:
-    def test_bad_pictures_are_named_and_counted(self, caption_folder: Path, tmp_path: Path, capsys) -> None:
+    def test_bad_images_are_named_and_counted(self, caption_folder: Path, tmp_path: Path, capsys) -> None:
         data = (caption_folder / "disc01.jpg").read_bytes()
         (caption_folder / "disc01.jpg").write_bytes(data[: len(data) // 2])
         (caption_folder / "disc05.jpg").write_text("text")
@@ -76,22 +76,22 @@ class TestSkipping:
         shards = build(caption_folder, tmp_path / "out")
         reasons = skipped(tmp_path / "out")
         assert len(shards) == 8 and len(reasons) == 4
-        assert reasons["disc01.jpg"].startswith("bad picture: damaged")
-        assert reasons["disc05.jpg"] == reasons["disc07.jpg"] == "bad picture: no JPEG, PNG, WEBP, GIF, BMP picture"
+        assert reasons["disc01.jpg"].startswith("bad image: damaged")
+        assert reasons["disc05.jpg"] == reasons["disc07.jpg"] == "bad image: no JPEG, PNG, WEBP, GIF, BMP image"
         assert reasons["disc08.png"] == "image without caption"
         output = capsys.readouterr()
-        assert "wrote 8 samples" in output.out and "skipped 4 (3 bad picture, 1 image without caption)" in output.out
+        assert "wrote 8 samples" in output.out and "skipped 4 (3 bad image, 1 image without caption)" in output.out
         assert output.err.count("skipped disc0") == 4
 
     def test_strict_stops_and_goes_on_once_it_is_mended(self, caption_folder: Path, tmp_path: Path, capsys) -> None:
         """Parts that left nothing out are not built again."""
         sound, out = (caption_folder / "disc11.jpg").read_bytes(), tmp_path / "out"
         (caption_folder / "disc11.jpg").write_text("text")
-        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad picture"):
+        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad image"):
             build(caption_folder, out, strict=True)
         done = tmp_path / ".out.building" / "shard-00000.tar"
         before = done.stat().st_ino
-        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad picture"):
+        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad image"):
             build(caption_folder, out, strict=True)
         assert done.stat().st_ino == before and not out.exists()
         (caption_folder / "disc11.jpg").write_bytes(sound)
@@ -103,7 +103,7 @@ class TestSkipping:
         sound, out = (caption_folder / "disc11.jpg").read_bytes(), tmp_path / "out"
         (caption_folder / "disc11.jpg").write_text("text")
         run(caption_folder, out, share="1/2")
-        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad picture"):
+        with pytest.raises(UserError, match=r"--strict and skipped 1 .*disc11.jpg: bad image"):
             build(caption_folder, out, strict=True)
         (caption_folder / "disc11.jpg").write_bytes(sound)
         assert len(build(caption_folder, out, strict=True)) == 12
@@ -113,7 +113,7 @@ class TestSkipping:
         for i in range(5):
             (tmp_path / "in" / f"{i}.jpg").write_text("text")
             (tmp_path / "in" / f"{i}.txt").write_text("caption")
-        with pytest.raises(UserError, match=r"no sample .*\(5 bad picture\): 0.jpg: bad picture: no JPEG.* \.\.\.$"):
+        with pytest.raises(UserError, match=r"no sample .*\(5 bad image\): 0.jpg: bad image: no JPEG.* \.\.\.$"):
             build(tmp_path / "in", tmp_path / "out")
         assert not (tmp_path / "out").exists() and not beside(tmp_path / "out")
 
@@ -154,7 +154,7 @@ class TestFolders:
                 build(caption_folder, tmp_path / out)
         with pytest.raises(UserError, match="no shard folder"):
             build(caption_folder, caption_folder, overwrite=True)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pictures"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "images"]
 
     def test_overwrite_of_several_processes_is_refused(self, caption_folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="--overwrite in several processes"):
@@ -173,8 +173,8 @@ class TestFolders:
         assert done.stderr == "create: no folder at gone\n"
         assert list(tmp_path.iterdir()) == []
 
-    def test_bad_pictures_cost_little_memory(self, tmp_path: Path) -> None:
-        """A header of 20000 x 20000 px among sound pictures: 1.2 GB if it were decoded."""
+    def test_bad_images_cost_little_memory(self, tmp_path: Path) -> None:
+        """A header of 20000 x 20000 px among sound images: 1.2 GB if it were decoded."""
         paint(tmp_path / "in", range(2))
         head = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
         chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
@@ -186,7 +186,7 @@ class TestFolders:
         shards = build(tmp_path / "in", tmp_path / "out")
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
         assert len(shards) == 1
-        assert skipped(tmp_path / "out") == {"000.png": "bad picture: over the limit of 100,000,000 pixels"}
+        assert skipped(tmp_path / "out") == {"000.png": "bad image: over the limit of 100,000,000 pixels"}
 
 
 class TestRealData:
@@ -214,5 +214,5 @@ class TestRealData:
             rgba = np.asarray(Image.open(sources[i]).convert("RGBA")).astype(float)
             share = rgba[..., 3:] / 255
             expected = rgba[..., :3] * share + np.array([255, 128, 0]) * (1 - share)
-            found = np.asarray(decode_picture(shards.read(i).picture))
+            found = np.asarray(decode_image(shards.read(i).image))
             assert np.abs(found - expected).max() <= 1

@@ -1,4 +1,4 @@
-"""--crops: several squares of a picture that is not square, through everything that a build may meet."""
+"""--crops: several squares of an image that is not square, through everything that a build may meet."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 from shards.building import parts
 from shards.building.creation import is_validation
 from shards.building.merging import read_sources
-from shards.building.stored_pictures import crop_boxes
+from shards.building.stored_images import crop_boxes
 from shards.create import CreateOptions
 from shards.inspect import __main__ as inspect_command
 from tests.builds import beside, build, contents, pattern, run, skipped
@@ -34,17 +34,17 @@ PLACES = {
 """By hand, for three crops: 43 to 40 leaves 3 px, not the tenth of a side that two crops need."""
 
 
-def picture(number: int, size: tuple[int, int]) -> Image.Image:
+def image(number: int, size: tuple[int, int]) -> Image.Image:
     return pattern(number, max(size)).resize(size, Image.Resampling.BICUBIC)
 
 
 def save(folder: Path, name: str, number: int, size: tuple[int, int]) -> None:
-    picture(number, size).save(folder / f"{name}.png")
-    (folder / f"{name}.txt").write_text(f"picture {name}\n{name}, again\n")
+    image(number, size).save(folder / f"{name}.png")
+    (folder / f"{name}.txt").write_text(f"image {name}\n{name}, again\n")
 
 
 def paint(folder: Path, numbers: range) -> Path:
-    """NUMBER.png, of all shapes in turn: 11 samples in every five pictures."""
+    """NUMBER.png, of all shapes in turn: 11 samples in every five images."""
     folder.mkdir(exist_ok=True)
     for number in numbers:
         save(folder, f"{number:02d}", number, list(SHAPES.values())[number % len(SHAPES)])
@@ -53,13 +53,13 @@ def paint(folder: Path, numbers: range) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """12 pictures, 24 samples of three crops."""
+    """12 images, 24 samples of three crops."""
     return paint(tmp_path / "in", range(12))
 
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """A picture of each shape, by its name."""
+    """An image of each shape, by its name."""
     (tmp_path / "in").mkdir()
     for number, (name, size) in enumerate(SHAPES.items()):
         save(tmp_path / "in", name, number, size)
@@ -67,7 +67,7 @@ def shapes(tmp_path: Path) -> Path:
 
 
 def build3(folder: Path, out: Path, **options) -> ShardSet:
-    """Of two pictures a shard."""
+    """Of two images a shard."""
     return build(folder, out, **{"crops": 3, "format": "png", "samples_per_shard": 6} | options)
 
 
@@ -127,34 +127,34 @@ class TestStored:
             sample = shards.read(i)
             cropped = Image.open(shapes / f"{name}.png").crop(box)
             pixels = np.asarray(cropped.resize((size, size), Image.Resampling.LANCZOS))
-            assert (decode_pixels(sample.picture) == pixels).all(), (name, box)
-            assert sample.captions == (f"picture {name}", f"{name}, again")
+            assert (decode_pixels(sample.image) == pixels).all(), (name, box)
+            assert sample.captions == (f"image {name}", f"{name}, again")
             vectors = HashingEncoder().encode(list(sample.captions))
             assert (sample.vectors - vectors).abs().max() < 1e-3
             if size == 30 and name == "wide":
                 assert (pixels == np.asarray(Image.open(shapes / "wide.png"))[:, box[0] : box[2]]).all()
 
-    def test_of_the_upright_picture(self, tmp_path: Path) -> None:
+    def test_of_the_upright_image(self, tmp_path: Path) -> None:
         """Stored lying, to be shown standing: the crops follow each other from top to bottom."""
         (tmp_path / "in").mkdir()
         exif = Image.Exif()
         exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-        lying = picture(1, (48, 16))
+        lying = image(1, (48, 16))
         lying.save(tmp_path / "in" / "a.png", exif=exif)
-        (tmp_path / "in" / "a.txt").write_text("a picture\n")
+        (tmp_path / "in" / "a.txt").write_text("an image\n")
         shards = build3(tmp_path / "in", tmp_path / "out")
         upright = np.rot90(np.asarray(lying), -1)
         for i in range(3):
-            assert (decode_pixels(shards.read(i).picture) == upright[16 * i : 16 * (i + 1)]).all()
+            assert (decode_pixels(shards.read(i).image) == upright[16 * i : 16 * (i + 1)]).all()
 
-    def test_origins_tell_picture_and_crop_and_lead_back_to_the_pixels(self, shapes: Path, tmp_path: Path) -> None:
+    def test_origins_tell_image_and_crop_and_lead_back_to_the_pixels(self, shapes: Path, tmp_path: Path) -> None:
         out = build3(shapes, tmp_path / "out", keep_originals=True).folder
         expected = [(name, box if len(PLACES[name]) > 1 else ()) for name in sorted(SHAPES) for box in PLACES[name]]
         assert samples(out) == expected
         found, rows, shards = members(out), [], ShardSet(out)
         numbers = sorted({name.partition(".")[0] for name in found})
         originals = [name for name in found if ".original." in name]
-        assert len(originals) == 5  # once per picture
+        assert len(originals) == 5  # once per image
         for i, (number, (name, box)) in enumerate(zip(numbers, expected, strict=True)):
             row = json.loads(found[f"{number}.json"])
             rows.append((row["key"], tuple(row.get("crop", ()))))
@@ -163,7 +163,7 @@ class TestStored:
                 source = Image.open(io.BytesIO(found[f"{number}.original.png"]))
             if box:
                 again = np.asarray(source.crop(box).resize((16, 16), Image.Resampling.LANCZOS))
-                assert (decode_pixels(shards.read(i).picture) == again).all()
+                assert (decode_pixels(shards.read(i).image) == again).all()
         assert rows == expected
 
     def test_one_crop_is_the_centre_square_and_leaves_no_trace(self, shapes: Path, tmp_path: Path) -> None:
@@ -174,15 +174,15 @@ class TestStored:
         assert all(len(json.loads(line)) == 4 for line in (one.folder / "sources.jsonl").read_text().splitlines())
         assert not any(b"crop" in data for name, data in members(one.folder).items() if name.endswith(".json"))
         centre = Image.open(shapes / "wide.png").crop((30, 0, 60, 30)).resize((16, 16), Image.Resampling.LANCZOS)
-        assert (decode_pixels(one.read(4).picture) == np.asarray(centre)).all()
+        assert (decode_pixels(one.read(4).image) == np.asarray(centre)).all()
         three = build3(shapes, tmp_path / "three")
-        assert three.read(9).picture == one.read(4).picture  # the second of three crops is the centre one
+        assert three.read(9).image == one.read(4).image  # the second of three crops is the centre one
 
     def test_stored_embeddings_serve_all_crops(self, shapes: Path, tmp_path: Path) -> None:
         vectors, stored = HashingEncoder(), tmp_path / "embeddings"
         stored.mkdir()
         for name in SHAPES:
-            np.save(stored / f"{name}.npy", vectors.encode([f"picture {name}", f"{name}, again"]).numpy())
+            np.save(stored / f"{name}.npy", vectors.encode([f"image {name}", f"{name}, again"]).numpy())
         np.save(stored / "wide.npy", np.zeros((1, 3), dtype=np.float32))
         out = build3(shapes, tmp_path / "out", embeddings=stored, encoder="hashing").folder
         assert len(ShardSet(out)) == 8 and list(skipped(out)) == ["wide.npy"]
@@ -191,7 +191,7 @@ class TestStored:
 
 class TestBuilds:
     def test_shards_hold_no_more_than_asked_for_and_numbers_do_not_repeat(self, folder: Path, tmp_path: Path) -> None:
-        shards = build3(folder, tmp_path / "out", samples_per_shard=10)  # three pictures a shard
+        shards = build3(folder, tmp_path / "out", samples_per_shard=10)  # three images a shard
         assert [shard.samples for shard in shards.manifest.shards] == [5, 7, 7, 5] and len(shards) == 24
         numbers = [int(name[:9]) for name in members(shards.folder) if name.endswith(".txt")]
         assert numbers == sorted(numbers) and numbers[:6] == [0, 3, 6, 7, 8, 9] and numbers[-1] == 33
@@ -247,7 +247,7 @@ class TestBuilds:
 
 
 class TestGrowing:
-    def test_new_pictures_come_in_all_their_crops_and_old_shards_stay(self, tmp_path: Path, capsys) -> None:
+    def test_new_images_come_in_all_their_crops_and_old_shards_stay(self, tmp_path: Path, capsys) -> None:
         folder, out = paint(tmp_path / "in", range(0, 10, 2)), tmp_path / "out"
         before = contents(build3(folder, out).folder)
         old = samples(out)
@@ -255,12 +255,12 @@ class TestGrowing:
         paint(folder, range(10))
         capsys.readouterr()
         shards = build3(folder, out)
-        assert "adding 5 pictures, up to 3 samples each, to the 11 of" in capsys.readouterr().out
+        assert "adding 5 images, up to 3 samples each, to the 11 of" in capsys.readouterr().out
         assert all(contents(out)[name] == data for name, data in before.items() if name.endswith(".tar"))
         found = samples(out)
         assert found[:11] == old and len(found) == len(set(found)) == len(shards) == 22
         alone = build3(paint(tmp_path / "alone", range(1, 10, 2)), tmp_path / "of alone")
-        assert [shards.read(11 + i).picture for i in range(11)] == [alone.read(i).picture for i in range(11)]
+        assert [shards.read(11 + i).image for i in range(11)] == [alone.read(i).image for i in range(11)]
         inspect_command.main(inspect_command.InspectOptions(out, verify=True))
         capsys.readouterr()
         build3(folder, out)
@@ -297,7 +297,7 @@ class TestGrowing:
 
 class TestDedupe:
     def plant(self, folder: Path) -> Path:
-        """A picture of stripes whose crops are all the same, three ordinary ones, and copies of both kinds."""
+        """An image of stripes whose crops are all the same, three ordinary ones, and copies of both kinds."""
         folder.mkdir()
         stripes = np.repeat(np.random.default_rng(0).integers(0, 256, (30, 1, 3), dtype=np.uint8), 90, axis=1)
         for name in ("a", "e"):
@@ -305,14 +305,14 @@ class TestDedupe:
             (folder / f"{name}.txt").write_text(f"stripes {name}\n")
         for name, number in (("b", 1), ("c", 2), ("d", 3), ("f", 2)):
             save(folder, name, number, (90, 30))
-        picture(2, (90, 30)).save(folder / "f.png", compress_level=1)
+        image(2, (90, 30)).save(folder / "f.png", compress_level=1)
         return folder
 
-    def test_crops_of_a_picture_are_no_duplicates_and_those_of_another_go_together(self, tmp_path: Path) -> None:
+    def test_crops_of_an_image_are_no_duplicates_and_those_of_another_go_together(self, tmp_path: Path) -> None:
         out = build3(self.plant(tmp_path / "in"), tmp_path / "out", dedupe=True).folder
         assert [key for key, _ in samples(out)] == [key for key in "abcd" for _ in range(3)]
         shards = ShardSet(out)
-        assert len({shards.read(i).picture for i in range(3)}) == 1  # these do look alike
+        assert len({shards.read(i).image for i in range(3)}) == 1  # these do look alike
         like = "near-duplicate: looks like "
         assert json.loads((out / "report.json").read_text()) == {"written": 12, "skipped": [
             {"path": "e.png", "reason": f"{like}a.png"}, {"path": "f.png", "reason": f"{like}c.png"},
@@ -334,7 +334,7 @@ class TestDedupe:
         assert skipped(out) == {"e.png": f"{like}a.png", "f.png": f"{like}c.png"}
 
 
-def test_all_crops_of_a_picture_are_in_the_same_part(tmp_path: Path) -> None:
+def test_all_crops_of_an_image_are_in_the_same_part(tmp_path: Path) -> None:
     folder = paint(tmp_path / "in", range(40))
     train = build3(folder, tmp_path / "train", val_out=tmp_path / "val", val_share=0.3).folder
     sides = {part: samples(tmp_path / part) for part in (train.name, "val")}
@@ -353,10 +353,10 @@ def test_what_is_left_out_is_named_once(folder: Path, tmp_path: Path, capsys) ->
     assert [entry["path"] for entry in report["skipped"]] == ["02.png", "03.png", "08.png"]
     assert report["written"] == len(ShardSet(out)) == 15
     said = capsys.readouterr().out
-    assert "wrote 15 samples" in said and "skipped 3 (2 too small, 1 bad picture)" in said
+    assert "wrote 15 samples" in said and "skipped 3 (2 too small, 1 bad image)" in said
 
 
-def test_only_the_first_pictures(folder: Path, tmp_path: Path) -> None:
+def test_only_the_first_images(folder: Path, tmp_path: Path) -> None:
     out = build3(folder, tmp_path / "out", limit=4).folder
     assert [key for key, _ in samples(out)] == ["00", "01", *["02"] * 3, *["03"] * 3]
 

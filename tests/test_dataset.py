@@ -42,13 +42,13 @@ def test_items_hold_the_shards_bytes(shards):
     dataset = ShardDataset(shards, seed=0)
     for position in range(10):
         sample, item = shards.read(dataset.sample_at(position)), dataset[position]
-        assert item.picture.shape == (3, shards.manifest.resolution, shards.manifest.resolution)
+        assert item.image.shape == (3, shards.manifest.resolution, shards.manifest.resolution)
         assert torch.equal(item.text, sample.vectors[sample.captions.index(item.caption)])
         assert item.text.norm().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_mismatched_captions_really_differ(shards):
-    """Never a caption of the same picture, nor the same words from another picture."""
+    """Never a caption of the same image, nor the same words from another image."""
     dataset = ShardDataset(shards, seed=0)
     vectors = {caption: v for i in range(len(shards)) for caption, v in zip(*shards.read(i)[1:], strict=True)}
     for position in range(3 * len(shards)):
@@ -59,7 +59,7 @@ def test_mismatched_captions_really_differ(shards):
         assert max(float(vectors[caption] @ item.mismatched) for caption in own) < 0.999
 
 
-def test_a_picture_without_any_other_caption_is_marked(shards, monkeypatch):
+def test_an_image_without_any_other_caption_is_marked(shards, monkeypatch):
     """All samples replaced by one: no caption can differ, and the row says so."""
     only = shards.read(0)
     for name in ("read", "read_texts"):
@@ -79,7 +79,7 @@ def test_several_captions_are_all_drawn(shards):
 def test_workers_do_not_change_the_batches(shards, workers):
     dataset = ShardDataset(shards, seed=0)
     for alone, helped in zip(take(dataset, 4, workers=0), take(dataset, 4, workers=workers), strict=True):
-        assert torch.equal(alone[0].pictures, helped[0].pictures) and alone[0].captions == helped[0].captions
+        assert torch.equal(alone[0].images, helped[0].images) and alone[0].captions == helped[0].captions
         assert torch.equal(alone[0].mismatched, helped[0].mismatched)
 
 
@@ -108,14 +108,14 @@ def test_processes_and_micro_batches_share_out_the_same_global_batch(shards, pro
             for rank in range(processes)
             for batch in take(dataset, 3, share=slice(rank * size, (rank + 1) * size), parts=parts)[step]
         ]
-        assert torch.equal(torch.cat([piece.pictures for piece in pieces]), whole[step][0].pictures)
+        assert torch.equal(torch.cat([piece.images for piece in pieces]), whole[step][0].images)
         assert [piece.rows.start for piece in pieces] == list(range(0, 8, 8 // (processes * parts)))
 
 
 def test_starting_at_a_position_continues_the_stream(shards):
     dataset = ShardDataset(shards, seed=0)
     later = take(dataset, 2, start=16)
-    assert torch.equal(take(dataset, 4)[3][0].pictures, later[1][0].pictures)
+    assert torch.equal(take(dataset, 4)[3][0].images, later[1][0].images)
 
 
 def test_sampler_positions():
@@ -124,9 +124,9 @@ def test_sampler_positions():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_one_line_naming_the_sample(shards, monkeypatch, workers):
+def test_a_damaged_image_is_one_line_naming_the_sample(shards, monkeypatch, workers):
     broken = ShardSet.read
-    monkeypatch.setattr(ShardSet, "read", lambda self, i: broken(self, i)._replace(picture=b"no picture"))
+    monkeypatch.setattr(ShardSet, "read", lambda self, i: broken(self, i)._replace(image=b"no image"))
     with pytest.raises(UserError, match=r"sample \d+: no JPEG.*shards\.inspect") as caught:
         take(ShardDataset(shards, seed=0, mismatch=False), 1, workers=workers)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Every kind of picture file against pixels computed without the code under test; everything else refused by name."""
+"""Every kind of image file against pixels computed without the code under test; everything else refused by name."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from toolkit.data import decoding
-from toolkit.data.decoding import BadPicture, decode_picture, decode_pixels, fit_square, read_picture
+from toolkit.data.decoding import BadImage, decode_image, decode_pixels, fit_square, read_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)
@@ -19,16 +19,16 @@ ALPHA = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
 TEAL = (0, 128, 128)
 
 
-def encode(picture: Image.Image | np.ndarray, kind: str, **options) -> bytes:
+def encode(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
     file = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, kind, **options)
     return file.getvalue()
 
 
 def decoded(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-    picture = decode_picture(data, background)
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
+    image = decode_image(data, background)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
 
 
 def over(colour: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
@@ -56,49 +56,49 @@ def test_one_bit_is_black_and_white() -> None:
     assert (decoded(encode(Image.fromarray(bits), "PNG")) == grey_as_rgb(bits * 255)).all()
 
 
-def palette_picture() -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    """Palette picture, its indices and its palette."""
+def palette_image() -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """Palette image, its indices and its palette."""
     indices, palette = GREY % 7, RNG.integers(0, 256, (7, 3), dtype=np.uint8)
-    picture = Image.fromarray(indices.astype(np.uint8), mode="P")
-    picture.putpalette(palette.tobytes())
-    return picture, indices, palette
+    image = Image.fromarray(indices.astype(np.uint8), mode="P")
+    image.putpalette(palette.tobytes())
+    return image, indices, palette
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP"])
 def test_palette_is_looked_up(kind: str) -> None:
-    picture, indices, palette = palette_picture()
-    assert (decoded(encode(picture, kind)) == palette[indices]).all()
+    image, indices, palette = palette_image()
+    assert (decoded(encode(image, kind)) == palette[indices]).all()
 
 
 @pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0), TEAL])
 class TestTransparency:
     def test_rgba(self, background) -> None:
-        picture = np.dstack([COLOUR, ALPHA])
+        image = np.dstack([COLOUR, ALPHA])
         expected = over(COLOUR, ALPHA, background)
-        assert np.abs(decoded(encode(picture, "PNG"), background) - expected).max() <= 1
-        webp = encode(picture, "WEBP", lossless=True, exact=True)
+        assert np.abs(decoded(encode(image, "PNG"), background) - expected).max() <= 1
+        webp = encode(image, "WEBP", lossless=True, exact=True)
         assert np.abs(decoded(webp, background) - expected).max() <= 1
 
     def test_fully_transparent_is_exactly_the_background(self, background) -> None:
-        picture = np.dstack([COLOUR, np.zeros_like(ALPHA)])
-        assert (decoded(encode(picture, "PNG"), background) == background).all()
+        image = np.dstack([COLOUR, np.zeros_like(ALPHA)])
+        assert (decoded(encode(image, "PNG"), background) == background).all()
 
     def test_grey_with_alpha(self, background) -> None:
-        picture = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
+        image = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
         expected = over(grey_as_rgb(GREY), ALPHA, background)
-        assert np.abs(decoded(encode(picture, "PNG"), background) - expected).max() <= 1
+        assert np.abs(decoded(encode(image, "PNG"), background) - expected).max() <= 1
 
     def test_palette_with_alpha_per_entry(self, background) -> None:
-        picture, indices, palette = palette_picture()
+        image, indices, palette = palette_image()
         alphas = np.array([0, 255, 128, 255, 10, 255, 200], dtype=np.uint8)
-        data = encode(picture, "PNG", transparency=alphas.tobytes())
+        data = encode(image, "PNG", transparency=alphas.tobytes())
         assert np.abs(decoded(data, background) - over(palette[indices], alphas[indices], background)).max() <= 1
 
     def test_palette_with_one_transparent_entry(self, background) -> None:
-        picture, indices, palette = palette_picture()
+        image, indices, palette = palette_image()
         expected = np.where((indices == 3)[..., None], background, palette[indices])
         for kind in ("PNG", "GIF"):
-            assert (decoded(encode(picture, kind, transparency=3), background) == expected).all()
+            assert (decoded(encode(image, kind, transparency=3), background) == expected).all()
 
     def test_transparent_colour(self, background) -> None:
         """PNG tRNS: one RGB or grey value means 'nothing here'."""
@@ -206,10 +206,10 @@ def srgb_levels(linear: np.ndarray) -> np.ndarray:
     return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-def p3_as_srgb(picture: np.ndarray) -> np.ndarray:
+def p3_as_srgb(image: np.ndarray) -> np.ndarray:
     to_xyz = linear_from_primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
     from_xyz = np.linalg.inv(linear_from_primaries((0.64, 0.33), (0.30, 0.60), (0.15, 0.06)))
-    return srgb_levels((picture / 255) ** 2.2 @ (from_xyz @ to_xyz).T)
+    return srgb_levels((image / 255) ** 2.2 @ (from_xyz @ to_xyz).T)
 
 
 class TestColourProfile:
@@ -227,11 +227,11 @@ class TestColourProfile:
         assert np.abs(decoded(data) - p3_as_srgb(np.array([200, 90, 40]))).max() <= 4
 
     def test_palette(self) -> None:
-        picture, indices, palette = palette_picture()
-        found = decoded(encode(picture, "PNG", icc_profile=P3))
+        image, indices, palette = palette_image()
+        found = decoded(encode(image, "PNG", icc_profile=P3))
         assert np.abs(found - p3_as_srgb(palette[indices])).max() <= 2
 
-    def test_only_the_picture_and_not_the_background_is_converted(self) -> None:
+    def test_only_the_image_and_not_the_background_is_converted(self) -> None:
         data = encode(np.dstack([COLOUR, ALPHA]), "PNG", icc_profile=P3)
         assert np.abs(decoded(data, TEAL) - over(p3_as_srgb(COLOUR), ALPHA, TEAL)).max() <= 2
         key = tuple(int(value) for value in COLOUR[2, 3])
@@ -253,8 +253,8 @@ class TestColourProfile:
 
     @pytest.mark.parametrize("key", [0, 77, 255])
     def test_cmyk(self, key: int) -> None:
-        picture = Image.new("CMYK", (16, 16), (200, 30, 90, key))
-        found = decoded(encode(picture, "JPEG", icc_profile=INVISIBLE_INKS, quality=100))
+        image = Image.new("CMYK", (16, 16), (200, 30, 90, key))
+        found = decoded(encode(image, "JPEG", icc_profile=INVISIBLE_INKS, quality=100))
         lightness = 100 * (1 - key / 255)
         light = ((lightness + 16) / 116) ** 3 if lightness > 8 else lightness / 903.3  # CIE 1976
         assert np.abs(found - srgb_levels(np.array(light))).max() <= 3
@@ -269,7 +269,7 @@ class TestColourProfile:
         assert (decoded(encode(COLOUR, "PNG", icc_profile=profile)) == COLOUR).all()
         assert capfd.readouterr() == ("", "") and not recwarn.list
 
-    def test_damaged_profiles_give_a_picture(self) -> None:
+    def test_damaged_profiles_give_an_image(self) -> None:
         for seed in range(150):
             rng = np.random.default_rng(seed)
             damaged = bytearray(P3)
@@ -312,9 +312,9 @@ def test_of_an_animation_the_first_frame(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 5), (999, 1), (1, 999), (7, 4)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
-    picture = RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    assert (decoded(encode(picture, "PNG")) == picture).all()
-    assert fit_square(decode_picture(encode(picture, "PNG")), 8).size == (8, 8)
+    image = RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    assert (decoded(encode(image, "PNG")) == image).all()
+    assert fit_square(decode_image(encode(image, "PNG")), 8).size == (8, 8)
 
 
 def lanczos(row: np.ndarray, count: int) -> np.ndarray:
@@ -330,30 +330,30 @@ def lanczos(row: np.ndarray, count: int) -> np.ndarray:
 @pytest.mark.parametrize("width, height, size", [(40, 20, 20), (41, 20, 16), (30, 77, 8), (6, 5, 24), (64, 64, 16)])
 def test_fit_square_is_centre_crop_and_lanczos(width: int, height: int, size: int) -> None:
     """The crop is of whole pixels, and what lies outside it has no influence."""
-    picture = RNG.integers(60, 196, (height, width, 3), dtype=np.uint8)  # away from 0 and 255: no clipping between
+    image = RNG.integers(60, 196, (height, width, 3), dtype=np.uint8)  # away from 0 and 255: no clipping between
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = picture[top : top + side, left : left + side].astype(float)
+    square = image[top : top + side, left : left + side].astype(float)
     rows = lanczos(square.transpose(1, 0, 2), size)
     expected = lanczos(rows.transpose(1, 0, 2), size).clip(0, 255)
-    found = np.asarray(fit_square(Image.fromarray(picture), size)).astype(float)
+    found = np.asarray(fit_square(Image.fromarray(image), size)).astype(float)
     assert np.abs(found - expected).max() <= 1.5
 
 
 def test_fit_square_of_the_right_size_changes_nothing() -> None:
-    picture = Image.fromarray(COLOUR[:9, :9])
-    assert (np.asarray(fit_square(picture, 9)) == COLOUR[:9, :9]).all()
+    image = Image.fromarray(COLOUR[:9, :9])
+    assert (np.asarray(fit_square(image, 9)) == COLOUR[:9, :9]).all()
 
 
 def test_thirty_megapixels() -> None:
     data = encode(Image.new("RGB", (6000, 5000), "red"), "JPEG")
-    assert fit_square(decode_picture(data), 16).getpixel((8, 8))[0] > 250
+    assert fit_square(decode_image(data), 16).getpixel((8, 8))[0] > 250
 
 
 PHOTO = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
 REFUSED = {
     "empty": b"",
-    "text": b"this is no picture\n" * 20,
+    "text": b"this is no image\n" * 20,
     "html": b"<!doctype html><html><body>404</body></html>",
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>',
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n%%EOF",
@@ -366,21 +366,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_picture_is_refused(name: str) -> None:
-    with pytest.raises(BadPicture, match="no JPEG, PNG, WEBP, GIF, BMP picture"):
-        decode_picture(REFUSED[name])
+def test_what_is_no_image_is_refused(name: str) -> None:
+    with pytest.raises(BadImage, match="no JPEG, PNG, WEBP, GIF, BMP image"):
+        decode_image(REFUSED[name])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
 def test_truncated_is_refused(kind: str, share: float) -> None:
     data = encode(PHOTO, kind)
-    with pytest.raises(BadPicture):
-        decode_picture(data[: int(len(data) * share)])
+    with pytest.raises(BadImage):
+        decode_image(data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_damaged_bytes_give_a_picture_or_a_named_refusal(kind: str) -> None:
+def test_damaged_bytes_give_an_image_or_a_named_refusal(kind: str) -> None:
     """No other exception, whatever the bytes: 150 files with three random bytes each."""
     data = np.frombuffer(encode(COLOUR, kind), dtype=np.uint8)
     for seed in range(150):
@@ -388,28 +388,28 @@ def test_damaged_bytes_give_a_picture_or_a_named_refusal(kind: str) -> None:
         damaged = data.copy()
         damaged[rng.integers(0, len(data), 3)] = rng.integers(0, 256, 3)
         try:
-            decode_picture(damaged.tobytes())
-        except BadPicture as error:
+            decode_image(damaged.tobytes())
+        except BadImage as error:
             assert str(error)
 
 
 @pytest.mark.parametrize("side", [20_000, 2**31 - 1])
 def test_bomb_is_refused_by_its_header(side: int) -> None:
     start = time.perf_counter()
-    with pytest.raises(BadPicture, match="pixels"):
-        decode_picture(png(side, side, bytes(1000)))
+    with pytest.raises(BadImage, match="pixels"):
+        decode_image(png(side, side, bytes(1000)))
     assert time.perf_counter() - start < 1
 
 
-def test_read_picture_puts_the_name_in_front(tmp_path) -> None:
-    with pytest.raises(BadPicture, match=r"dish\.jpg: no JPEG"):
-        read_picture(lambda: b"text", "dish.jpg", TEAL)
-    with pytest.raises(BadPicture, match=r"gone\.jpg: cannot be read \(No such file"):
-        read_picture((tmp_path / "gone.jpg").read_bytes, "gone.jpg", TEAL)
+def test_read_image_puts_the_name_in_front(tmp_path) -> None:
+    with pytest.raises(BadImage, match=r"dish\.jpg: no JPEG"):
+        read_image(lambda: b"text", "dish.jpg", TEAL)
+    with pytest.raises(BadImage, match=r"gone\.jpg: cannot be read \(No such file"):
+        read_image((tmp_path / "gone.jpg").read_bytes, "gone.jpg", TEAL)
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """A picture that JPEG compresses well, in colours that subsampling changes."""
+    """An image that JPEG compresses well, in colours that subsampling changes."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     channels = [128 + 120 * np.sin(x / a + y / b) for a, b in ((3, 7), (5, 4), (9, 2))]
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
@@ -435,7 +435,7 @@ def by_simplejpeg(monkeypatch):
     """Pillow must not be needed, and simplejpeg must be installed."""
     if not decoding.FAST_JPEG:
         pytest.skip("no simplejpeg, or a Pillow without libjpeg-turbo")
-    monkeypatch.setattr(decoding, "decode_picture", lambda data: pytest.fail("decoded by Pillow"))
+    monkeypatch.setattr(decoding, "decode_image", lambda data: pytest.fail("decoded by Pillow"))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (128, 128), (13, 29), (1, 1)])
@@ -443,7 +443,7 @@ def by_simplejpeg(monkeypatch):
 @pytest.mark.parametrize("option", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"comment": b"hello"}])
 def test_plain_jpegs_go_the_short_way_to_the_same_pixels(by_simplejpeg, size, subsampling, option) -> None:
     data = encode(smooth(*size), "JPEG", quality=90, subsampling=subsampling, **option)
-    assert np.array_equal(decode_pixels(data), np.asarray(decode_picture(data)))
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_image(data)))
 
 
 @pytest.mark.parametrize("name", ODD_JPEGS)
@@ -452,19 +452,19 @@ def test_what_a_jpeg_asks_for_besides_is_done(name) -> None:
     options = dict(ODD_JPEGS[name])
     data = encode(smooth(24, 16).convert(options.pop("mode", "RGB")), "JPEG", quality=95, **options)
     assert not decoding._is_plain_jpeg(data)
-    assert np.array_equal(decode_pixels(data), np.asarray(decode_picture(data)))
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_image(data)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
 def test_other_kinds_too(kind) -> None:
     data = encode(COLOUR, kind)
-    assert np.array_equal(decode_pixels(data), np.asarray(decode_picture(data)))
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_image(data)))
 
 
 def outcome(decode, data: bytes) -> np.ndarray | str:
     try:
         return np.asarray(decode(data))
-    except BadPicture as error:
+    except BadImage as error:
         return str(error)
 
 
@@ -480,7 +480,7 @@ def test_damage_is_judged_as_pillow_does(subsampling) -> None:
                 data[place] = rng.integers(0, 256)
         else:
             del data[rng.integers(0, len(data)) :]
-        expected, found = (outcome(decode, bytes(data)) for decode in (decode_picture, decode_pixels))
+        expected, found = (outcome(decode, bytes(data)) for decode in (decode_image, decode_pixels))
         assert type(expected) is type(found) and np.array_equal(expected, found)
         refused += isinstance(found, str)
     assert 100 < refused < 350  # some damage shows, some does not
@@ -491,5 +491,5 @@ def test_a_jpeg_that_claims_too_much_is_refused() -> None:
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", 9000, 12000)
     assert not decoding._is_plain_jpeg(bytes(data))
-    with pytest.raises(BadPicture, match="12000x9000 px is over the limit"):
+    with pytest.raises(BadImage, match="12000x9000 px is over the limit"):
         decode_pixels(bytes(data))

@@ -1,4 +1,4 @@
-"""--dedupe keeps the first of pictures that look alike, whoever builds, and however often it is killed."""
+"""--dedupe keeps the first of images that look alike, whoever builds, and however often it is killed."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ from toolkit.errors import UserError
 
 
 def plant(folder: Path) -> dict[str, str]:
-    """25 pictures in 5 parts, of which 5 are like another: by bytes, by JPEG, by scale; in one part and across."""
+    """25 images in 5 parts, of which 5 are like another: by bytes, by JPEG, by scale; in one part and across."""
     paint(folder, range(25))
     sources = {"003": 1, "006": 1, "011": 10, "014": 2, "019": 8}
     (folder / "003.png").write_bytes((folder / "001.png").read_bytes())
@@ -33,7 +33,7 @@ def plant(folder: Path) -> dict[str, str]:
 
 
 def numbers(shards: ShardSet) -> list[int]:
-    return [int(shards.read(i).captions[0].removeprefix("picture number ")) for i in range(len(shards))]
+    return [int(shards.read(i).captions[0].removeprefix("image number ")) for i in range(len(shards))]
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def test_what_stays_is_stored_as_without_it(folder: Path, tmp_path: Path) -> Non
     every, some = (build(folder, tmp_path / str(d), dedupe=d, keep_originals=True) for d in (False, True))
     for i, number in enumerate(numbers(some)):
         a, b = every.read(number), some.read(i)
-        assert (a.picture, a.captions) == (b.picture, b.captions) and (a.vectors == b.vectors).all()
+        assert (a.image, a.captions) == (b.image, b.captions) and (a.vectors == b.vectors).all()
 
 
-def test_other_colours_are_another_picture(folder: Path, tmp_path: Path) -> None:
+def test_other_colours_are_another_image(folder: Path, tmp_path: Path) -> None:
     """In grey they are one, and so are their hashes."""
     paint(folder, range(3))
     grey = np.asarray(pattern(0).convert("L")).astype(float)
@@ -69,13 +69,13 @@ def test_other_colours_are_another_picture(folder: Path, tmp_path: Path) -> None
 
 
 def test_near_says_how_near(folder: Path, tmp_path: Path) -> None:
-    """Positions of like pictures fall as more bits may differ; all 0 finds equal bytes at least."""
+    """Positions of like images fall as more bits may differ; all 0 finds equal bytes at least."""
     plant(folder)
     found = [len(skipped(build(folder, tmp_path / str(n), dedupe=True, near=n).folder)) for n in (0, 4, 10)]
     assert 1 <= found[0] <= found[1] == 5 <= found[2]
 
 
-def test_pictures_like_those_that_stand_there_are_not_added(folder: Path, tmp_path: Path, capsys) -> None:
+def test_images_like_those_that_stand_there_are_not_added(folder: Path, tmp_path: Path, capsys) -> None:
     paint(folder, range(8))
     out = build(folder, tmp_path / "out", dedupe=True).folder
     before = contents(out)

@@ -57,8 +57,8 @@ def test_gradients_reach_the_images(name):
     assert torch.autograd.gradcheck(lambda x: diffaug.augment(x, (name,), u), x)
 
 
-def test_every_picture_has_its_own_numbers():
-    """Row i of the result depends on row i of pictures and numbers only: so a batch can be split anywhere."""
+def test_every_image_has_its_own_numbers():
+    """Row i of the result depends on row i of images and numbers only: so a batch can be split anywhere."""
     x, u = images(4), torch.rand(4, diffaug.parameter_count(ALL), generator=torch.Generator().manual_seed(2))
     whole = diffaug.augment(x, ALL, u)
     halves = torch.cat([diffaug.augment(x[i : i + 2], ALL, u[i : i + 2]) for i in (0, 2)])
@@ -70,7 +70,7 @@ def test_empty_policy_is_identity():
     assert diffaug.augment(x, (), torch.zeros(4, 0)) is x
 
 
-def test_each_transform_changes_only_the_pictures_it_is_applied_to():
+def test_each_transform_changes_only_the_images_it_is_applied_to():
     x, u = images(4), torch.rand(4, diffaug.parameter_count(ALL), generator=torch.Generator().manual_seed(2))
     applied = torch.zeros(4, len(ALL), dtype=torch.bool)
     applied[1, 0] = applied[2, 3] = True

@@ -32,11 +32,11 @@ class Told(NamedTuple):
 def odd_shards(tmp_path_factory) -> Path:
     """7 samples in one shard: neither the samples nor the shards divide by two processes or three workers."""
     folder = tmp_path_factory.mktemp("odd")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for i in range(7):
-        draw(i).save(folder / "pictures" / f"{i}.png")
-        (folder / "pictures" / f"{i}.txt").write_text(f"disc number {i}\n", encoding="utf-8")
-    create.main(create.CreateOptions(folder / "pictures", folder / "built", 16, encoder="hashing", format="png"))
+        draw(i).save(folder / "images" / f"{i}.png")
+        (folder / "images" / f"{i}.txt").write_text(f"disc number {i}\n", encoding="utf-8")
+    create.main(create.CreateOptions(folder / "images", folder / "built", 16, encoder="hashing", format="png"))
     return folder / "built"
 
 
@@ -77,7 +77,7 @@ def test_after_twenty_steps_both_processes_hold_the_same_bytes(two, norm):
     one, other = (facts[f"digests {norm}"] for facts in two.facts)
     assert one == other and set(one) == {"G", "D", "EMA", "ema_0.02kimg", "ema_0.1kimg", "Adam G", "Adam D"}
     assert len(set(one.values())) == len(one)
-    assert [facts["rows"] for facts in two.facts] == [[0, 1, 2, 3], [4, 5, 6, 7]]  # of different pictures
+    assert [facts["rows"] for facts in two.facts] == [[0, 1, 2, 3], [4, 5, 6, 7]]  # of different images
     assert two.facts[0]["adaptive"] == two.facts[1]["adaptive"]
     assert two.facts[0]["adaptive"]["augment_p"] > 0 or two.facts[0]["adaptive"]["r1_scale"] != 1
 

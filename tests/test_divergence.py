@@ -49,7 +49,7 @@ def state(folder: Path) -> dict:
 def test_a_step_that_always_diverges_is_tried_max_rollbacks_times_with_other_data_and_rates(
     shard_folder, tmp_path, monkeypatch
 ):
-    """NaN in the 6th step whatever the pictures. Checkpoints are at steps 0, 2 and 4: 4 steps and 32 pictures."""
+    """NaN in the 6th step whatever the images. Checkpoints are at steps 0, 2 and 4: 4 steps and 32 images."""
     run, made = tmp_path / "run", poison(monkeypatch, lambda trainer: trainer.step_number == 5)
     with pytest.raises(Diverged, match="diverged after 3 rollbacks: a loss or gradient was no longer finite") as told:
         train(shard_folder, run, **OFTEN)
@@ -58,7 +58,7 @@ def test_a_step_that_always_diverges_is_tried_max_rollbacks_times_with_other_dat
     assert [(event["step"], event["level"]) for event in events] == [(4, "action")] * 3
     for k, event in enumerate(events, start=1):
         assert f"back from step 6 to ckpt_0000004, rollback {k} of 3" in event["text"]
-        assert f"learning rates x {0.5**k:g}, R1 x {2**k}, 16 pictures left out" in event["text"]
+        assert f"learning rates x {0.5**k:g}, R1 x {2**k}, 16 images left out" in event["text"]
     assert made == [(s, 8 * s) for s in range(6)] + [(s, 8 * s + 16 * k) for k in (1, 2, 3) for s in (4, 5)]
     tried = [(line["step"], line.get("attempt", 0), line["lr_g"], line["lr_d"], line["r1_scale"])
              for line in read_log(run)]  # fmt: skip
@@ -93,8 +93,8 @@ def test_without_rollbacks_the_run_ends_at_once(shard_folder, tmp_path, monkeypa
     assert not rollbacks(run)
 
 
-def test_a_rollback_past_the_bad_pictures_lets_the_run_end_well(shard_folder, tmp_path, monkeypatch):
-    """Pictures 40 to 47 are poison; from picture 32 the rollback leaves out 16."""
+def test_a_rollback_past_the_bad_images_lets_the_run_end_well(shard_folder, tmp_path, monkeypatch):
+    """Images 40 to 47 are poison; from image 32 the rollback leaves out 16."""
     run, made = tmp_path / "run", poison(monkeypatch, lambda trainer: trainer.position == 40)
     train(shard_folder, run, **OFTEN)
     assert len(rollbacks(run)) == 1 and [position for _, position in made[6:]] == [48, 56, 64, 72]
@@ -104,7 +104,7 @@ def test_a_rollback_past_the_bad_pictures_lets_the_run_end_well(shard_folder, tm
 
 
 def test_a_kill_right_after_a_rollback_does_not_forget_it(shard_folder, tmp_path, monkeypatch):
-    """The run goes on with the lowered rates over the later pictures, bitwise like one that was not killed."""
+    """The run goes on with the lowered rates over the later images, bitwise like one that was not killed."""
     poison(monkeypatch, lambda trainer: trainer.position == 40)
     train(shard_folder, tmp_path / "whole", **OFTEN)
     fetch = Trainer.fetch

@@ -75,9 +75,9 @@ def test_a_sound_setup_is_ready_and_untouched(capsys, shard_folder, tmp_path):
     code, found, end = examined(capsys, shard_folder, tmp_path / "new" / "run", r1_interval=4)
     assert code == 0 and not any(level == FAIL for lines in found.values() for level, _ in lines)
     assert found["data"][0][1].startswith("24 samples in 3 shards, 7 distinct captions, 16 px")
-    assert found["batch"] == [(OK, "8 = 1 process x 1 x 8 pictures; 50 steps see each sample 33.3 times")]
+    assert found["batch"] == [(OK, "8 = 1 process x 1 x 8 images; 50 steps see each sample 33.3 times")]
     assert found["encoder"][0][0] == WARN and "hashing, 768-d, fingerprint" in found["encoder"][0][1]
-    assert "nothing to go on from" in found["resume"][0][1] and "pictures/s" in found["step"][0][1]
+    assert "nothing to go on from" in found["resume"][0][1] and "images/s" in found["step"][0][1]
     verdict, total = end.splitlines()
     assert verdict.startswith("ready, with ") and {"data", "encoder"} <= set(verdict.split(": ")[1].split(", "))
     assert total.startswith("50 steps, about ")
@@ -177,7 +177,7 @@ def test_a_folder_in_use_is_found(capsys, shard_folder, tmp_path):
     assert not report.of(FAIL)
 
 
-def test_a_damaged_picture_met_while_timing_is_a_failure(capsys, shard_folder, tmp_path, monkeypatch):
+def test_a_damaged_image_met_while_timing_is_a_failure(capsys, shard_folder, tmp_path, monkeypatch):
     def damaged(trainer):
         raise checkup.UserError("shard 3: sample 17 is damaged")
 
@@ -193,7 +193,7 @@ def test_memory_that_runs_out_while_timing_is_a_failure_with_remedies(capsys, sh
     monkeypatch.setattr(doctor, "measure", full)
     code, found, end = examined(capsys, shard_folder, tmp_path / "run", batch_gpu="auto")
     assert code == 1 and end == "not ready: trial" and "try --batch_gpu 4 or" in found["trial"][0][1]
-    assert found["batch_gpu"] == [(OK, "auto: 8 pictures at once")]
+    assert found["batch_gpu"] == [(OK, "auto: 8 images at once")]
 
 
 def test_precision_and_trackers_that_would_not_be_what_was_asked_for(capsys, shard_folder, tmp_path, monkeypatch):
@@ -246,7 +246,7 @@ def test_the_estimate_is_held_against_the_memory_there_is(monkeypatch):
     needed = checkup.memory.estimate(TrainConfig(**options), 1, "no")
     monkeypatch.setattr(checkup.memory, "estimate", lambda config, processes, precision, encoder: needed)
     cases = [
-        (needed.total() + 1, None, OK, "room for about 64 pictures"),
+        (needed.total() + 1, None, OK, "room for about 64 images"),
         (needed.total() - 1, None, FAIL, "try --batch_gpu 32 or --mixed_precision fp16"),
         (needed.total(20), "auto", OK, "batch_gpu auto will try what fits, about 20"),
         (1000, "auto", FAIL, "out of memory"),
@@ -269,11 +269,11 @@ def test_an_encoder_nobody_knows_is_no_obstacle_to_training():
 def test_times_add_up():
     """16 s a step with R1, 1 s without, every 15th: 2 s. 100 steps, 3 sample grids and 2 checkpoints."""
     config = TrainConfig(r1_interval=15, sample_every=50, ckpt_every=100, n_sample=10, score_count=100, workers=2)
-    pace = Pace(step=1.0, penalised=16.0, loading=0.5, picture=0.1)
+    pace = Pace(step=1.0, penalised=16.0, loading=0.5, image=0.1)
     assert pace.mean_step(config) == 2.0
     assert pace.total(config, 100, checkpoint_seconds=5.0) == pytest.approx(100 * 2 + 3 * 1 + 2 * 10 + 2 * 5)
     evaluating = TrainConfig(**{**vars(config), "eval_every": 25, "eval_count": 30})
-    assert pace.total(evaluating, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(5 * 3)  # pictures alone
+    assert pace.total(evaluating, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(5 * 3)  # images alone
     starved = pace._replace(loading=3.0)
     assert starved.total(config, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(100)
     alone = TrainConfig(**{**vars(config), "workers": 0})

@@ -39,7 +39,7 @@ def weights_of(run: Path) -> bytes:
 
 
 def test_scores_of_the_command_and_no_trace(shards, weights, tmp_path):
-    """The same captions, noise and reference; G draws the same pictures from memory and from its checkpoint."""
+    """The same captions, noise and reference; G draws the same images from memory and from its checkpoint."""
     main(config(shards, weights, tmp_path / "plain", ckpt_every=4))
     main(config(shards, weights, tmp_path / "scored", ckpt_every=4, eval_every=2, metrics=ALL, score="recall"))
     assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "scored")
@@ -52,14 +52,14 @@ def test_scores_of_the_command_and_no_trace(shards, weights, tmp_path):
         assert report["scores"]["fid_64"] == pytest.approx(command["fid_64"], rel=1e-6)
     best = json.loads((tmp_path / "scored/best.json").read_text())
     assert best["metric"] == "recall_64" and [step for step, _ in best["history"]] == [2, 4]
-    assert (tmp_path / "scored/evaluations" / reports[1]["nearest_picture"]).is_file()
+    assert (tmp_path / "scored/evaluations" / reports[1]["nearest_image"]).is_file()
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"score": "fdi"}, "unknown score 'fdi'; did you mean 'fid'"),
     ({"eval_every": 2, "metrics": "fid,kidd"}, "unknown metric 'kidd'; did you mean 'kid'"),
     ({"score": "fid", "score_weights": "none.pth"}, "no Inception weights at none.pth"),
-    ({"score": "fid", "eval_count": 63}, "needs at least 64 pictures, here are 63"),
+    ({"score": "fid", "eval_count": 63}, "needs at least 64 images, here are 63"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_before_training(shards, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):

@@ -47,14 +47,14 @@ def test_ramp():
     assert ema.decay() == 0.999
 
 
-def test_half_life_in_pictures():
+def test_half_life_in_images():
     ema = EMA(network(0.0), decay=0.0, half_life=1000, batch=50)
-    assert ema.decay() ** 20 == pytest.approx(0.5)  # 20 steps of 50 pictures
+    assert ema.decay() ** 20 == pytest.approx(0.5)  # 20 steps of 50 images
 
 
 @pytest.mark.parametrize("kimg", [0.1, 1.0, 20.0])
-def test_closed_form_of_a_half_life_in_pictures(kimg):
-    """From 1 towards 3: the distance halves every `kimg` thousand pictures."""
+def test_closed_form_of_a_half_life_in_images(kimg):
+    """From 1 towards 3: the distance halves every `kimg` thousand images."""
     ema = EMA(network(1.0), decay=0.0, half_life=1000 * kimg, batch=40)
     for _ in range(30):
         ema.update(network(3.0))
@@ -62,9 +62,9 @@ def test_closed_form_of_a_half_life_in_pictures(kimg):
 
 
 @pytest.mark.parametrize("rampup, updates", [(0.5, 15), (0.5, 60), (1.0, 15)])
-def test_closed_form_of_a_half_life_that_grows_with_the_pictures_seen(rampup, updates):
-    """The first update copies. Then the half-life is rampup n batch up to its full 500 pictures: the distances' product
-    is 0.5^(H(n) / rampup) with the harmonic number H, and from there on halves every 500 pictures."""
+def test_closed_form_of_a_half_life_that_grows_with_the_images_seen(rampup, updates):
+    """The first update copies. Then the half-life is rampup n batch up to its full 500 images: the distances' product
+    is 0.5^(H(n) / rampup) with the harmonic number H, and from there on halves every 500 images."""
     ema = EMA(network(1.0), decay=0.0, half_life=500, batch=50, rampup=rampup)
     ema.update(network(2.0))
     assert ema.module.weight.tolist() == [2.0, 2.0]

@@ -64,7 +64,7 @@ def test_tars_stay_as_they_are_and_all_else_is_new(shard_folder: Path, copy: Pat
     assert_embedded_by(copy, weights[0])
     new = ShardSet(copy)
     for i in range(24):
-        assert (new.read(i).picture, new.read(i).captions) == (old.read(i).picture, old.read(i).captions)
+        assert (new.read(i).image, new.read(i).captions) == (old.read(i).image, old.read(i).captions)
     manifest = new.manifest
     assert manifest.fingerprint != old.manifest.fingerprint and manifest.encoder.name == NAME
     for file in manifest.files:
@@ -116,16 +116,16 @@ def test_damaged_embeddings_are_replaced_and_damaged_captions_named(copy: Path, 
     assert {name[:16] for name in kept.keys() - before.keys()} == {"shard-00000.text"}  # finished, listed nowhere
 
 
-class TestPictures:
+class TestImages:
     def expected(self, folder: Path, weights: Path) -> torch.Tensor:
         encoder, shards = OpenClipEncoder.load(NAME, weights), ShardSet(folder)
-        pictures = [to_pil(read_decoded(shards, i)[1]) for i in range(len(shards))]
-        assert {picture.size for picture in pictures} == {(16, 16)}
-        inputs = torch.stack([encoder.preprocess(picture) for picture in pictures])
+        images = [to_pil(read_decoded(shards, i)[1]) for i in range(len(shards))]
+        assert {image.size for image in images} == {(16, 16)}
+        inputs = torch.stack([encoder.preprocess(image) for image in images])
         return torch.nn.functional.normalize(encoder.model.encode_image(inputs), dim=1)
 
     def test_a_row_per_sample(self, copy: Path, weights: list[Path], monkeypatch) -> None:
-        monkeypatch.setattr(sidecar_rows, "PICTURES_AT_ONCE", 4)
+        monkeypatch.setattr(sidecar_rows, "IMAGES_AT_ONCE", 4)
         embed_by(copy, weights[0], image=True)
         assert_embedded_by(copy, weights[0])
         found = [np.load(copy / file.name, allow_pickle=False) for file in Manifest.load(copy).image_vectors]
@@ -138,26 +138,26 @@ class TestPictures:
         embed_by(copy, weights[0])
         assert Manifest.load(copy).image_vectors == ()
         embed_by(copy, weights[0], image=True)
-        with_pictures = Manifest.load(copy)
-        assert len(with_pictures.image_vectors) == 3
+        with_images = Manifest.load(copy)
+        assert len(with_images.image_vectors) == 3
         embed_by(copy, weights[0])
-        assert Manifest.load(copy) == with_pictures
+        assert Manifest.load(copy) == with_images
         embed_by(copy, weights[1])
         assert Manifest.load(copy).image_vectors == () and not list(copy.glob("*.image*"))
 
-    def test_pictures_of_any_size_are_fitted_first(self, copy: Path, weights: list[Path]) -> None:
+    def test_images_of_any_size_are_fitted_first(self, copy: Path, weights: list[Path]) -> None:
         replace(Manifest.load(copy), fit="stretch", resolution=8).save(copy)
         embed_by(copy, weights[0], image=True)
         encoder, sample = OpenClipEncoder.load(NAME, weights[0]), ShardSet(copy).read(0)
-        (copy / "first.png").write_bytes(sample.picture)
+        (copy / "first.png").write_bytes(sample.image)
         fitted = Image.open(copy / "first.png").resize((8, 8), Image.Resampling.LANCZOS)
-        expected = encoder.encode_pictures(encoder.preprocess(fitted)[None])
+        expected = encoder.encode_images(encoder.preprocess(fitted)[None])
         found = np.load(copy / Manifest.load(copy).image_vectors[0].name, allow_pickle=False)[:1].astype(np.float32)
         assert np.abs(found - expected.numpy()).max() < 1e-3
 
     def test_only_by_an_encoder_that_can(self, copy: Path) -> None:
         before = contents(copy)
-        with pytest.raises(UserError, match="'hashing' has no pictures' half; leave --image out"):
+        with pytest.raises(UserError, match="'hashing' has no images' half; leave --image out"):
             embed_by(copy, None, image=True)
         assert contents(copy) == before
 

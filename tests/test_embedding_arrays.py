@@ -43,14 +43,14 @@ RIGHT = {
 
 
 def build_with(folder: Path, data: bytes) -> tuple[ShardSet | None, str]:
-    """`shards.create` of three pictures of which one's embedding is `data`, and why that one was left out."""
-    pictures, vectors = folder / "pictures", folder / "vectors"
-    for path in (pictures, vectors):
+    """`shards.create` of three images of which one's embedding is `data`, and why that one was left out."""
+    images, vectors = folder / "images", folder / "vectors"
+    for path in (images, vectors):
         path.mkdir(parents=True)
     for name, content in members(3):
-        (vectors if name.endswith("npy") else pictures).joinpath(name).write_bytes(content)
+        (vectors if name.endswith("npy") else images).joinpath(name).write_bytes(content)
     (vectors / "000000001.npy").write_bytes(data)
-    create.main(CreateOptions(pictures, folder / "out", 8, embeddings=vectors, encoder="hashing", workers=1))
+    create.main(CreateOptions(images, folder / "out", 8, embeddings=vectors, encoder="hashing", workers=1))
     report = {row["path"]: row["reason"] for row in json.loads((folder / "out/report.json").read_text())["skipped"]}
     return ShardSet(folder / "out"), report.get("000000001.npy", "")
 

@@ -14,7 +14,7 @@ from evaluation.fid import FidOptions, fid
 from evaluation.inception_score import InceptionScoreOptions, score
 from evaluation.metrics.inception_score import inception_score
 from tests.inception_files import write_random
-from tests.scored import write_pictures, write_run, write_shards
+from tests.scored import write_images, write_run, write_shards
 from toolkit.durable import file_sha256
 from toolkit.errors import UserError
 
@@ -48,37 +48,37 @@ def test_fid_reports_its_protocol_and_bias(tmp_path, random_weights, run_folder)
 
 
 def test_truncation_stands_in_the_protocol_and_concerns_checkpoints_alone(tmp_path, random_weights, run_folder):
-    shards, pictures = write_shards(tmp_path / "s", 66), write_pictures(tmp_path / "x", 64)
+    shards, images = write_shards(tmp_path / "s", 66), write_images(tmp_path / "x", 64)
     options = {"real": shards, "weights": random_weights, "feature_layer": 64, "device": "cpu"}
     plain, halved = (fid(FidOptions(**options, fake=run_folder, truncation=psi)) for psi in (1.0, 0.5))
     assert "truncation" not in plain["protocol"] and halved["protocol"]["truncation"] == 0.5
     assert any(note.startswith("truncated: noise x 0.5") for note in halved["notes"])
     assert plain["fid_64"] != halved["fid_64"]
     with pytest.raises(UserError, match="scales a checkpoint's noise, and --fake .* is none"):
-        fid(FidOptions(**options, fake=pictures, truncation=0.5))
+        fid(FidOptions(**options, fake=images, truncation=0.5))
     with pytest.raises(UserError, match="truncation is 2.1"):
         FidOptions(**options, fake=run_folder, truncation=2.1)
 
 
 def test_fid_of_a_folder_with_itself(tmp_path, random_weights):
-    folder = write_pictures(tmp_path / "x", 66)
+    folder = write_images(tmp_path / "x", 66)
     report = fid(FidOptions(real=folder, fake=folder, weights=random_weights, feature_layer=64, batch=8, device="cpu"))
     assert report["fid_64"] < 1e-6 and "both sides are the same source" in report["notes"]
 
 
-def test_few_pictures_are_refused_unless_allowed(tmp_path, random_weights):
-    x, y = write_pictures(tmp_path / "x", 64), write_pictures(tmp_path / "y", 10, seed=1)
+def test_few_images_are_refused_unless_allowed(tmp_path, random_weights):
+    x, y = write_images(tmp_path / "x", 64), write_images(tmp_path / "y", 10, seed=1)
     few = {"real": x, "fake": y, "weights": random_weights, "feature_layer": 64, "device": "cpu"}
-    with pytest.raises(UserError, match="has 10 pictures; fid, kid needs 64"):
+    with pytest.raises(UserError, match="has 10 images; fid, kid needs 64"):
         fid(FidOptions(**few))
     report = fid(FidOptions(**few, allow_few=True))
     assert np.isfinite(report["fid_64"]) and any("unequal N" in note for note in report["notes"])
-    with pytest.raises(UserError, match="has 1 pictures"):
+    with pytest.raises(UserError, match="has 1 images"):
         fid(FidOptions(**few, count=1, allow_few=True))
 
 
 def test_a_constant_generator_is_noticed(tmp_path, random_weights):
-    real, fake = write_pictures(tmp_path / "x", 64), tmp_path / "y"
+    real, fake = write_images(tmp_path / "x", 64), tmp_path / "y"
     fake.mkdir()
     for i in range(64):
         Image.new("RGB", (24, 24), (90, 90, 90)).save(fake / f"{i}.png")
@@ -86,11 +86,11 @@ def test_a_constant_generator_is_noticed(tmp_path, random_weights):
     assert np.isfinite(report["fid_64"]) and any("collapsed" in note for note in report["notes"])
 
 
-def test_fewer_pictures_than_splits_are_refused(tmp_path):
+def test_fewer_images_than_splits_are_refused(tmp_path):
     with pytest.raises(UserError, match="fewer than 10 splits"):
         inception_score(torch.zeros(9, 3))
-    with pytest.raises(UserError, match="has 9 pictures.*needs 10 .*--splits"):  # before any weights are looked for
-        score(InceptionScoreOptions(fake=write_pictures(tmp_path / "x", 9), device="cpu"))
+    with pytest.raises(UserError, match="has 9 images.*needs 10 .*--splits"):  # before any weights are looked for
+        score(InceptionScoreOptions(fake=write_images(tmp_path / "x", 9), device="cpu"))
 
 
 # --- commands
@@ -104,7 +104,7 @@ def test_commands_run_by_path_from_anywhere(tmp_path, command):
 
 
 def test_fid_prints_json_alone_and_errors_in_one_line(tmp_path, random_weights):
-    folder = write_pictures(tmp_path / "x", 64)
+    folder = write_images(tmp_path / "x", 64)
     arguments = ["--real", folder, "--fake", folder, "--feature_layer", "64", "--device", "cpu"]
     command = [sys.executable, "-m", "evaluation.fid", *arguments]
     found = subprocess.run([*command, "--weights", random_weights], cwd=tmp_path, capture_output=True, text=True)

@@ -18,7 +18,7 @@ from evaluation.scoring.scores import METRICS, named, parse_metrics
 from evaluation.sources.opening import open_source
 from tests.conftest import REPOSITORY
 from tests.inception_files import write_random
-from tests.scored import write_pictures, write_run, write_shards
+from tests.scored import write_images, write_run, write_shards
 from toolkit.command_line import parse
 from toolkit.data.feature_cache import FeatureCache
 from toolkit.errors import UserError
@@ -32,11 +32,11 @@ class Means:
     """An extractor without a network: the means of nine tiles in three colours."""
 
     def __init__(self, tap: str = "inception_64") -> None:
-        self.taps, self.pictures = (tap,), 0
+        self.taps, self.images = (tap,), 0
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
-        self.pictures += len(pictures)
-        means = torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 3)
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.images += len(images)
+        means = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 3)
         return {self.taps[0]: means.flatten(1)}
 
     def protocol(self) -> dict:
@@ -71,22 +71,22 @@ def scored(real, fake, metrics: str = GEOMETRY, **setting) -> dict:
 def test_all_metrics_share_one_forward(means, shards, tmp_path):
     """And a cached reference costs none."""
     cache = FeatureCache(tmp_path / "cache")
-    fake = open_source(write_pictures(tmp_path / "fake", 70, (16, 16)))
+    fake = open_source(write_images(tmp_path / "fake", 70, (16, 16)))
     first = scored(open_source(shards), fake, metrics=GEOMETRY.replace(",diversity", ""), cache=cache)
-    assert means.pictures == 170
+    assert means.images == 170
     assert scored(open_source(shards), fake, metrics=GEOMETRY.replace(",diversity", ""), cache=cache) == first
-    assert means.pictures == 240
+    assert means.images == 240
     evaluator = Evaluator(MeasureOptions(metrics="fid", feature_layer=64), open_source(shards), Setting(ALONE, CPU))
     evaluator(fake), evaluator(fake)
-    assert means.pictures == 240 + 100 + 70 + 70
+    assert means.images == 240 + 100 + 70 + 70
 
 
-def test_another_picture_is_another_reference(means, shards, tmp_path):
-    cache, fake = FeatureCache(tmp_path / "cache"), open_source(write_pictures(tmp_path / "fake", 70, (16, 16)))
-    real = write_pictures(tmp_path / "real", 70, (16, 16), seed=1)
+def test_another_image_is_another_reference(means, shards, tmp_path):
+    cache, fake = FeatureCache(tmp_path / "cache"), open_source(write_images(tmp_path / "fake", 70, (16, 16)))
+    real = write_images(tmp_path / "real", 70, (16, 16), seed=1)
     before = scored(open_source(real), fake, "fid", cache=cache)["scores"]["fid_64"]
-    picture = next(real.rglob("*.png"))
-    picture.write_bytes(next(fake for fake in (tmp_path / "fake").rglob("*.png")).read_bytes())
+    image = next(real.rglob("*.png"))
+    image.write_bytes(next(fake for fake in (tmp_path / "fake").rglob("*.png")).read_bytes())
     assert scored(open_source(real), fake, "fid", cache=cache)["scores"]["fid_64"] != before
 
 
@@ -116,41 +116,41 @@ def test_unknown_metrics(metrics, message):
 
 
 def test_what_lacks_is_said_before_anything_is_computed(means, shards, tmp_path):
-    fake = open_source(write_pictures(tmp_path / "fake", 70, (16, 16)))
+    fake = open_source(write_images(tmp_path / "fake", 70, (16, 16)))
     for real, metrics, message in (
-        (None, "kid,fid", "kid, fid compare with real pictures: give --real"),
-        (fake, "joint_fd", "joint_fd needs captions of the real pictures"),
-        (open_source(shards, 63), "fid", r"--real .* has 63 pictures; fid needs 64"),
+        (None, "kid,fid", "kid, fid compare with real images: give --real"),
+        (fake, "joint_fd", "joint_fd needs captions of the real images"),
+        (open_source(shards, 63), "fid", r"--real .* has 63 images; fid needs 64"),
     ):
         with pytest.raises(UserError, match=message):
             scored(real, fake, metrics)
-    with pytest.raises(UserError, match="--fake .* has 20 pictures"):
+    with pytest.raises(UserError, match="--fake .* has 20 images"):
         scored(open_source(shards), open_source(shards, 20), "fid")
-    assert means.pictures == 0
+    assert means.images == 0
 
 
 @pytest.mark.parametrize("count", [2, 10, 64, 99])
-def test_few_pictures_never_give_nan(means, shards, count):
+def test_few_images_never_give_nan(means, shards, count):
     """Row 57: refused or marked, the numbers finite or None."""
     found = scored(open_source(shards), open_source(shards, count, seed=1), allow_few=True)
-    assert (found["scores"]["kid_64"] is None) == (count < 4) == any("no kid: 2 picture" in n for n in found["notes"])
+    assert (found["scores"]["kid_64"] is None) == (count < 4) == any("no kid: 2 image" in n for n in found["notes"])
     assert all(value is None or abs(value) < 1e9 for value in found["scores"].values())
     assert any(f"biased: N < 10,000 ({count}" in note for note in found["notes"])
 
 
 def test_time_is_bounded(means, shards):
     source = open_source(shards)
-    with pytest.raises(OutOfTime, match=r"time was up after 0 of 100 pictures"):
+    with pytest.raises(OutOfTime, match=r"time was up after 0 of 100 images"):
         collect(source, [means], 32, ALONE, until=0.0)
 
 
 def test_a_failure_of_one_batch_is_no_traceback_of_another(means, shards):
     source = open_source(shards)
 
-    def failing(pictures):
+    def failing(images):
         raise UserError("no memory left")
 
-    means.__class__ = type("Failing", (Means,), {"__call__": lambda self, pictures: failing(pictures)})
+    means.__class__ = type("Failing", (Means,), {"__call__": lambda self, images: failing(images)})
     with pytest.raises(UserError, match="no memory left"):
         collect(source, [means], 32, ALONE)
 

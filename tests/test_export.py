@@ -16,7 +16,7 @@ from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 
 
-def pictures(folder) -> list[np.ndarray]:
+def images(folder) -> list[np.ndarray]:
     shards = ShardSet(folder)
     return [read_decoded(shards, i)[1].permute(1, 2, 0).numpy() for i in range(len(shards))]
 
@@ -58,13 +58,13 @@ def test_files_are_the_stored_ones_and_go_round(built, tmp_path):
         sample, path = shards.read(i), tmp_path / "out" / row["file_name"]
         assert (row["text"], tuple(row["captions"])) == (sample.captions[0], sample.captions)
         if path.suffix != ".png":
-            assert path.read_bytes() == sample.picture
-        np.testing.assert_array_equal(foreign.pixels(path.read_bytes()), pictures(built)[i])
+            assert path.read_bytes() == sample.image
+        np.testing.assert_array_equal(foreign.pixels(path.read_bytes()), images(built)[i])
     assert [row["file_name"].split(".")[0] for row in found] == [f"000/{i:09d}" for i in range(12)]
     again = tmp_path / "again"
     create.main(create.CreateOptions(tmp_path / "out", again, 16, encoder="hashing", format="png"))
     assert captions(again) == captions(built) and len(set(captions(built))) > 1
-    np.testing.assert_array_equal(pictures(again), pictures(built))
+    np.testing.assert_array_equal(images(again), images(built))
 
 
 @pytest.mark.parametrize("fitted", (False, True))
@@ -76,9 +76,9 @@ def test_of_an_adopted_set(adopted, tmp_path, fitted):
     for i, row in enumerate(found):
         data = (tmp_path / "out" / row["file_name"]).read_bytes()
         if fitted:
-            np.testing.assert_array_equal(foreign.pixels(data), pictures(adopted)[i])
+            np.testing.assert_array_equal(foreign.pixels(data), images(adopted)[i])
         else:
-            assert data == shards.read(i).picture and row["file_name"].endswith(".jpg")
+            assert data == shards.read(i).image and row["file_name"].endswith(".jpg")
 
 
 def test_a_folder_in_use_is_refused_and_damage_is_left_out_by_name(adopted, tmp_path, capsys):
@@ -113,13 +113,13 @@ def test_plain_webdataset_reads_our_tars(built):
     assert len(found) == 12
     for i, sample in enumerate(found):
         ours = shards.read(i)
-        suffix = next(suffix for suffix in ("jpg", "png", "webp", "picture.npy") if suffix in sample)
-        assert sample[suffix] == ours.picture
+        suffix = next(suffix for suffix in ("jpg", "png", "webp", "image.npy") if suffix in sample)
+        assert sample[suffix] == ours.image
         assert tuple(sample["txt"].decode().split("\n")) == ours.captions
     decoded = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
     for i, sample in enumerate(decoded):
-        suffix = next(suffix for suffix in ("jpg", "png", "webp", "picture.npy") if suffix in sample)
-        np.testing.assert_array_equal(sample[suffix], pictures(built)[i])
+        suffix = next(suffix for suffix in ("jpg", "png", "webp", "image.npy") if suffix in sample)
+        np.testing.assert_array_equal(sample[suffix], images(built)[i])
         np.testing.assert_allclose(np.array(sample["npy"], dtype=np.float32), shards.read(i).vectors.numpy(), atol=1e-3)
 
 
@@ -138,8 +138,8 @@ def test_hugging_face_reads_our_tars(built, datasets):
     found = datasets("webdataset", data_files=[str(built / shard.name) for shard in shards.manifest.shards])
     assert len(found) == 12
     for i, sample in enumerate(found):
-        picture = next(sample[name] for name in ("jpg", "png", "webp", "picture.npy") if name in sample)
-        np.testing.assert_array_equal(np.asarray(picture), pictures(built)[i])
+        image = next(sample[name] for name in ("jpg", "png", "webp", "image.npy") if name in sample)
+        np.testing.assert_array_equal(np.asarray(image), images(built)[i])
         assert tuple(sample["txt"].split("\n")) == shards.read(i).captions
         np.testing.assert_allclose(np.array(sample["npy"], dtype=np.float32), shards.read(i).vectors.numpy(), atol=1e-3)
 
@@ -155,5 +155,5 @@ def test_hugging_face_reads_the_export(built, tmp_path, datasets):
     assert found.column_names == ["image", "text", "captions", "key"]
     for i, sample in enumerate(found):
         assert isinstance(sample["image"], Image.Image)
-        np.testing.assert_array_equal(np.asarray(sample["image"].convert("RGB")), pictures(built)[i])
+        np.testing.assert_array_equal(np.asarray(sample["image"].convert("RGB")), images(built)[i])
         assert tuple(sample["captions"]) == captions(built)[i] and sample["text"] == captions(built)[i][0]

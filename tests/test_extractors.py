@@ -11,7 +11,7 @@ from evaluation.extractors.clip_images import load_clip
 from evaluation.extractors.dinov2 import load_dinov2
 from evaluation.extractors.extractor import exact_float32
 from tests import tiny_clip
-from tests.inception_files import drawn_pictures
+from tests.inception_files import drawn_images
 from toolkit.data.images import to_pil
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
@@ -34,7 +34,7 @@ def dinov2_weights(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     network = timm.create_model(SMALL_DINOV2, num_classes=0)
     for name, values in network.named_parameters():
-        if name.endswith("gamma"):  # scales of 1e-5, behind which no picture would be seen
+        if name.endswith("gamma"):  # scales of 1e-5, behind which no image would be seen
             torch.nn.init.ones_(values)
         elif name == "pos_embed":
             torch.nn.init.normal_(values, std=0.2)
@@ -65,19 +65,19 @@ def test_exact_float32_puts_back_what_it_found():
 
 def test_clip_features_are_open_clips(clip_weights):
     extractor = load_clip("tiny-test", "local", clip_weights[0], CPU)
-    pictures = drawn_pictures(5, (50, 40))
+    images = drawn_images(5, (50, 40))
     clip = extractor.clip
     with torch.no_grad():
-        inputs = torch.stack([clip.preprocess(to_pil(picture)) for picture in pictures])
+        inputs = torch.stack([clip.preprocess(to_pil(image)) for image in images])
         expected = clip.model.encode_image(inputs, normalize=True)
-    found = extractor(pictures)["clip"]
+    found = extractor(images)["clip"]
     assert extractor.taps == ("clip",) and found.dtype == torch.float32
     assert torch.allclose(found, expected, atol=1e-6) and torch.allclose(found.norm(dim=1), torch.ones(5))
-    assert (found[0] - found[1]).norm() > 0.01  # it looks at the pictures
-    halves = torch.cat([extractor(part)["clip"] for part in pictures.split(2)])
+    assert (found[0] - found[1]).norm() > 0.01  # it looks at the images
+    halves = torch.cat([extractor(part)["clip"] for part in images.split(2)])
     assert torch.allclose(halves, found, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):  # as training has it
-        assert torch.equal(extractor(pictures)["clip"], found)
+        assert torch.equal(extractor(images)["clip"], found)
 
 
 def test_clip_captions_keep_their_order_and_repeat(clip_weights):
@@ -116,17 +116,17 @@ def test_dinov2_features_are_timms(dinov2_weights):
     from safetensors.torch import load_file
 
     extractor = load_dinov2(SMALL_DINOV2, dinov2_weights, CPU)
-    pictures = drawn_pictures(2, (224, 224))  # of this size nothing is resized
+    images = drawn_images(2, (224, 224))  # of this size nothing is resized
     network = timm.create_model(SMALL_DINOV2, num_classes=0, img_size=224).eval()
     state = timm.models.vision_transformer.checkpoint_filter_fn(load_file(dinov2_weights), network)
     network.load_state_dict(state)
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
-        expected = network.forward_features((pictures / 255 - mean) / deviation)[:, 0]
-    found = extractor(pictures)["dinov2"]
+        expected = network.forward_features((images / 255 - mean) / deviation)[:, 0]
+    found = extractor(images)["dinov2"]
     assert found.shape == (2, 384) and relative(found, expected) < 1e-5
-    assert relative(found[:1], found[1:]) > 0.01  # it looks at the pictures
-    one = torch.cat([extractor(picture[None])["dinov2"] for picture in pictures])
+    assert relative(found[:1], found[1:]) > 0.01  # it looks at the images
+    one = torch.cat([extractor(image[None])["dinov2"] for image in images])
     assert relative(one, found) < 1e-5
     protocol = extractor.protocol()
     assert protocol["model"] == SMALL_DINOV2 and protocol["parameters_sha256"] in extractor.key()

@@ -11,14 +11,14 @@ from PIL import Image
 
 from evaluation.sources import fingerprint
 from evaluation.sources.opening import open_source
-from tests.scored import pictures_of, write_pictures, write_shards
+from tests.scored import images_of, write_images, write_shards
 from toolkit.data.shard_format import MANIFEST_NAME
 from toolkit.errors import UserError
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "here", 12)
+    return write_images(tmp_path / "here", 12)
 
 
 @pytest.fixture
@@ -26,16 +26,16 @@ def shards(tmp_path: Path) -> Path:
     return write_shards(tmp_path / "shards", 12)
 
 
-@pytest.fixture(params=["pictures", "shards"])
+@pytest.fixture(params=["images", "shards"])
 def either(request, tmp_path: Path) -> Path:
-    return request.getfixturevalue("folder" if request.param == "pictures" else "shards")
+    return request.getfixturevalue("folder" if request.param == "images" else "shards")
 
 
 def of(path: Path, **options) -> str | None:
     return open_source(path, **options).fingerprint()
 
 
-def test_the_same_pictures_elsewhere(either, tmp_path):
+def test_the_same_images_elsewhere(either, tmp_path):
     shutil.copytree(either, tmp_path / "elsewhere" / "renamed")
     found = [of(path, count=count) for path in (either, tmp_path / "elsewhere" / "renamed") for count in (None, 7)]
     assert found[:2] == found[2:] and found[0] != found[1]
@@ -56,7 +56,7 @@ def test_another_count_seed_or_size(either):
     assert of(either) == of(either, seed=1)  # all of them, in the same order
 
 
-def test_any_changed_bit_of_a_picture(folder):
+def test_any_changed_bit_of_an_image(folder):
     original, target = of(folder), folder / "class1" / "0004.png"
     data = target.read_bytes()
     for at in range(0, len(data), 37):
@@ -66,7 +66,7 @@ def test_any_changed_bit_of_a_picture(folder):
     assert of(folder) == original
 
 
-def test_one_more_picture_one_less_or_another_order(folder):
+def test_one_more_image_one_less_or_another_order(folder):
     original = of(folder)
     first, second = folder / "class0" / "0000.png", folder / "class0" / "0003.png"
     first.rename(folder / "aside.png"), second.rename(first)
@@ -79,14 +79,14 @@ def test_one_more_picture_one_less_or_another_order(folder):
     assert len({original, swapped, more, of(folder)}) == 4
 
 
-def test_captions_are_no_part_of_pictures(folder):
+def test_captions_are_no_part_of_images(folder):
     original = of(folder)
     for path in sorted(folder.rglob("*.png")):
         path.with_suffix(".txt").write_text("a caption")
     assert of(folder) == original
 
 
-def test_a_picture_changed_behind_the_manifests_back(shards):
+def test_an_image_changed_behind_the_manifests_back(shards):
     """The manifest still vouches for the old bytes, whose number is the same."""
     original, tar = of(shards), shards / "shard-00000.tar"
     with tarfile.open(tar) as archive:
@@ -97,7 +97,7 @@ def test_a_picture_changed_behind_the_manifests_back(shards):
     data = bytearray(tar.read_bytes())
     data[member.offset_data : member.offset_data + member.size] = other.getvalue()
     tar.write_bytes(data)
-    assert pictures_of(open_source(shards))[5, 0, 0, 0] == 6 and of(shards) != original
+    assert images_of(open_source(shards))[5, 0, 0, 0] == 6 and of(shards) != original
 
 
 def test_shards_that_are_fitted_otherwise(shards):
@@ -119,7 +119,7 @@ def test_other_decoders(folder, monkeypatch):
     assert len({original, other, of(folder)}) == 3
 
 
-def test_an_unreadable_picture_is_named(folder):
+def test_an_unreadable_image_is_named(folder):
     source = open_source(folder)
     (folder / "class2" / "0005.png").unlink()
     with pytest.raises(UserError, match=r"0005\.png: cannot be read"):

@@ -64,7 +64,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 
 
 def test_twenty_thousand_files_are_not_asked_for_one_by_one(tmp_path: Path, monkeypatch) -> None:
-    """Empty files in 20 folders, half of them pictures: a stat for each folder, none for a file."""
+    """Empty files in 20 folders, half of them images: a stat for each folder, none for a file."""
     for i in range(20):
         (tmp_path / f"{i:03d}").mkdir()
         for j in range(500):
@@ -91,7 +91,7 @@ def test_no_folder_of_files(tmp_path: Path, what: str, find) -> None:
         make(folder, ".DS_Store", ".cache/a.png")
     elif what == "only empty folders":
         (folder / "a" / "b").mkdir(parents=True)
-    expected = "no folder at" if what in ("missing", "a file") else "holds no files; it needs pictures and captions"
+    expected = "no folder at" if what in ("missing", "a file") else "holds no files; it needs images and captions"
     with pytest.raises(UserError, match=expected):
         find(folder, CaptionRules())
 

@@ -69,7 +69,7 @@ def test_all_three_ways_agree(monkeypatch):
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_many_pictures_with_dead_features():
+def test_many_images_with_dead_features():
     """N > C and yet no full rank: the triangle cannot be had, or is noise."""
     x, y = draw(500, 32, 13), draw(500, 32, 14)
     dead = torch.zeros(500, 32)
@@ -116,7 +116,7 @@ def test_against_the_matrix_root_of_scipy(seed):
 
 
 @pytest.mark.parametrize(("n_a", "n_b"), [(30, 30), (30, 500), (500, 30), (2, 3)])
-def test_fewer_pictures_than_features(n_a, n_b):
+def test_fewer_images_than_features(n_a, n_b):
     a, b = statistics(draw(n_a, 96, 5)), statistics(draw(n_b, 96, 6) + 0.5)
     # The reference takes roots of eigenvalues, so it knows zeros to 1e-8 of the largest only.
     assert frechet_distance(a, b) == pytest.approx(dense_reference(a, b), rel=1e-6)

@@ -1,6 +1,6 @@
 """A discriminator on frozen features: the library's own features, gradients where they belong, and no trace in files.
 
-All networks have random weights: what is tested is the plumbing, not what they know of pictures.
+All networks have random weights: what is tested is the plumbing, not what they know of images.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def pictures(count: int = 3, side: int = 16) -> Tensor:
+def some_images(count: int = 3, side: int = 16) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -88,7 +88,7 @@ def test_depths_are_evenly_spread_up_to_the_last(count, expected):
     ("test_vit", [1, 2, 4, 5], [64] * 4), ("test_resnet", [1, 2, 3, 4], [32, 48, 192, 96]),
 ])  # fmt: skip
 def test_timm_features_are_the_librarys_own_on_its_own_preprocessing(files, name, indices, channels):
-    """Pictures that need no resizing, in timm's own evaluation transform; intermediates by timm's own call."""
+    """Images that need no resizing, in timm's own evaluation transform; intermediates by timm's own call."""
     backbone = load_backbone(f"timm/{name}", files[name])
     assert (backbone.indices, backbone.channels, backbone.input.side) == (indices, channels, 160)
     model = timm.create_model(name, pretrained=False).eval()
@@ -97,7 +97,7 @@ def test_timm_features_are_the_librarys_own_on_its_own_preprocessing(files, name
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model) | {"crop_pct": 1.0})
     from PIL import Image
 
-    inputs = torch.stack([transform(Image.fromarray(picture.numpy())) for picture in levels])
+    inputs = torch.stack([transform(Image.fromarray(image.numpy())) for image in levels])
     expected = model.forward_intermediates(inputs, indices=indices, intermediates_only=True)
     found = backbone(levels.permute(0, 3, 1, 2).float() / 127.5 - 1)
     for mine, theirs in zip(found, expected, strict=True):
@@ -108,40 +108,40 @@ def test_open_clip_features_are_the_towers_own_with_the_mean_of_the_weights(clip
     backbone = load_backbone(TINY_CLIP, clips[0])
     model = open_clip.create_model("tiny-test", pretrained=str(clips[0])).eval()
     config = open_clip.get_model_preprocess_cfg(model)
-    images = pictures(2, 32)
+    images = some_images(2, 32)
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
     expected = model.visual.forward_intermediates(((images + 1) / 2 - mean) / std)["image_intermediates"]
     assert backbone.indices == [0] and backbone.channels == [32]
     torch.testing.assert_close(backbone(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_small_and_large_pictures_are_resized_with_antialias(clips):
+def test_small_and_large_images_are_resized_with_antialias(clips):
     backbone = load_backbone(TINY_CLIP, clips[0])
-    large = pictures(1, 64)
+    large = some_images(1, 64)
     small = nn.functional.interpolate(large, (32, 32), mode="bilinear", antialias=True)
     torch.testing.assert_close(backbone(large), backbone(small))
-    assert backbone(pictures(1, 16))[0].shape == (1, 32, 2, 2)
+    assert backbone(some_images(1, 16))[0].shape == (1, 32, 2, 2)
 
 
 def test_dinov2_is_brought_to_224_px():
-    """Its own 518 px would be 1,369 tokens a picture, from 64 px of content."""
+    """Its own 518 px would be 1,369 tokens an image, from 64 px of content."""
     backbone = weightless_backbone("timm/vit_small_patch14_dinov2.lvd142m")
     assert backbone.input.side == 224 and backbone.indices == [2, 5, 8, 11]
     assert backbone.network.pos_embed.shape == (1, 1 + 16 * 16, 384)
 
 
 @pytest.mark.parametrize("name, side", [("test_resnet", 64), ("test_vit", 32)])
-def test_a_smaller_size_is_the_same_network_on_smaller_pictures(files, name, side):
+def test_a_smaller_size_is_the_same_network_on_smaller_images(files, name, side):
     """A ViT's positions are interpolated by timm itself; the fingerprint stays that of the file."""
     model = timm.create_model(name, pretrained=False).eval()
     model.load_state_dict(load_file(files[name]))
     if name == "test_vit":
         model.set_input_size((side, side))
     backbone = load_backbone(f"timm/{name}", files[name], side)
-    inputs = backbone.input(pictures(2, side))  # no resizing: mean and deviation alone
+    inputs = backbone.input(some_images(2, side))  # no resizing: mean and deviation alone
     assert inputs.shape[-1] == side
     expected = model.forward_intermediates(inputs, indices=backbone.indices, intermediates_only=True)
-    for mine, theirs in zip(backbone(pictures(2, side)), expected, strict=True):
+    for mine, theirs in zip(backbone(some_images(2, side)), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
     own = load_backbone(f"timm/{name}", files[name])
     assert backbone.sha256 == own.sha256 and own.input.side == 160
@@ -190,7 +190,7 @@ def test_bad_names_and_files_are_one_line(files, clips, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             load_backbone(name, weights)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="takes no pictures of 72 pixels .*change --frozen_size"):
+    with pytest.raises(UserError, match="takes no images of 72 pixels .*change --frozen_size"):
         load_backbone("timm/test_vit", files["test_vit"], 72)
 
 
@@ -216,7 +216,7 @@ def test_options_that_cannot_be(options, message):
 @pytest.mark.parametrize("scales", [0, 2])
 def test_a_logit_per_scale_and_depth_and_the_caption_counts(files, scales):
     D = discriminator(load_backbone("timm/test_vit", files["test_vit"]), d_scales=scales)
-    look = Look(pictures(), texts(), texts().flip(0))
+    look = Look(some_images(), texts(), texts().flip(0))
     (verdict,) = D(look)
     assert verdict.logits.shape == verdict.mismatched.shape == (3, scales + 4)
     torch.testing.assert_close(verdict.logits[1], verdict.mismatched[1])  # row 1 keeps its own caption in the flip
@@ -232,13 +232,13 @@ def test_the_trained_columns_are_those_of_a_d_without_a_backbone(clips):
     beside = discriminator(load_backbone(TINY_CLIP, clips[0]), d_scales=2)
     torch.manual_seed(0)
     alone = Discriminator(ModelConfig(**SMALL, d_scales=2))
-    look = Look(pictures(), texts())
+    look = Look(some_images(), texts())
     assert torch.equal(beside(look)[0].logits[:, :2], alone(look)[0].logits)
 
 
-def test_gradients_reach_the_pictures_and_the_heads_and_never_the_backbone(clips):
+def test_gradients_reach_the_images_and_the_heads_and_never_the_backbone(clips):
     D = discriminator(load_backbone(TINY_CLIP, clips[0]), d_scales=0)
-    images = pictures().requires_grad_()
+    images = some_images().requires_grad_()
     D(Look(images, texts()))[0].logits.sum().backward()
     assert (images.grad.flatten(1).abs().sum(dim=1) > 0).all()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in D.parameters())
@@ -257,7 +257,7 @@ def test_r1_is_that_of_the_trained_part_alone(clips):
     alone = Discriminator(ModelConfig(**SMALL, d_scales=2))
     found = []
     for D in (beside, alone):
-        images = pictures().requires_grad_()
+        images = some_images().requires_grad_()
         (verdict,) = D(Look(images, texts(), penalised=True))
         penalty = gradient_penalty(verdict.logits[:, :2], images)
         penalty.sum().backward()
@@ -268,9 +268,9 @@ def test_r1_is_that_of_the_trained_part_alone(clips):
     assert sum(a is not None for a, _ in pairs) > 10
 
 
-def test_penalised_pictures_keep_their_graph_out_of_the_backbone(clips):
+def test_penalised_images_keep_their_graph_out_of_the_backbone(clips):
     D = discriminator(load_backbone(TINY_CLIP, clips[0]), d_scales=1)
-    images = pictures().requires_grad_()
+    images = some_images().requires_grad_()
     (verdict,) = D(Look(images, texts(), penalised=True))
     of_trained, of_frozen = (
         torch.autograd.grad(columns.sum(), images, retain_graph=True)[0] for columns in verdict.logits.split(1, dim=1)
@@ -293,7 +293,7 @@ def test_the_backbone_is_in_no_registry_and_moves_with_d(clips):
     assert count_parameters(D) == count_parameters(blank)
     D.double()
     assert {tensor.dtype for tensor in (*backbone.parameters(), *backbone.buffers())} == {torch.float64}
-    assert D(Look(pictures().double(), texts().double()))[0].logits.dtype == torch.float64
+    assert D(Look(some_images().double(), texts().double()))[0].logits.dtype == torch.float64
     D.float().to(memory_format=torch.channels_last)
     assert backbone.network.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     D.to("meta")
@@ -306,7 +306,7 @@ def test_without_weights_d_is_counted_and_never_asked(monkeypatch):
     heads = 4 * (384 * 256 + 256 + 256 * 256 * 9 + 256 + 256 + 1 + 24 * 256 + 256 + 256 * 256)
     assert count_parameters(D) == heads
     with pytest.raises((RuntimeError, NotImplementedError)):
-        D(Look(pictures(), texts()))
+        D(Look(some_images(), texts()))
 
 
 @pytest.mark.parametrize("options", [{}, {"r2_penalty": 1.0}, INSTEAD], ids=["beside", "beside+r2", "instead"])
@@ -449,7 +449,7 @@ def test_training_does_not_start_with_its_backbone_as_a_judge(tmp_path):
     during_training.check(dataclasses.replace(config, metrics="fid,kid"), ShardSet(shards))
 
 
-def test_one_batch_of_the_trainer_meets_augmented_pictures(shard_folder, clips, monkeypatch):
+def test_one_batch_of_the_trainer_meets_augmented_images(shard_folder, clips, monkeypatch):
     """DiffAugment comes before the features, for both networks."""
     one = lone_trainer(shard_folder, frozen_backbone=TINY_CLIP, frozen_weights=str(clips[0]), **INSTEAD)
     seen = []

@@ -1,4 +1,4 @@
-"""Prompts to pictures: seeds, names, sidecars, determinism, refusals."""
+"""Prompts to images: seeds, names, sidecars, determinism, refusals."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_prompts_are_cleaned_or_refused():
             clean_prompt(bad, "here")
 
 
-def test_pictures_do_not_depend_on_the_batch(run):
+def test_images_do_not_depend_on_the_batch(run):
     trained = load_generator(run)
     text = torch.nn.functional.normalize(torch.randn(9, 768, generator=torch.Generator().manual_seed(0)), dim=1)
     seeds = list(range(9))
@@ -54,7 +54,7 @@ def test_pictures_do_not_depend_on_the_batch(run):
 
 
 def start_features(trained, text: torch.Tensor, psi: float) -> torch.Tensor:
-    """What G's first layer makes of 8 seeds, as it comes by while pictures are drawn."""
+    """What G's first layer makes of 8 seeds, as it comes by while images are drawn."""
     seen, start = [], trained.network.start.weight
 
     def look(layer, inputs, output) -> None:
@@ -81,21 +81,21 @@ def test_truncation_pulls_the_start_features_towards_the_prompts_mean(run, psi):
         torch.testing.assert_close(start_features(trained, text[None], psi), mean + psi * (w - mean))
 
 
-def test_diversity_within_a_prompt_falls_with_psi_down_to_one_picture(run):
+def test_diversity_within_a_prompt_falls_with_psi_down_to_one_image(run):
     trained, seeds = load_generator(run), list(range(24))
     texts = torch.nn.functional.normalize(torch.randn(4, 768, generator=torch.Generator().manual_seed(0)), dim=1)
 
-    def pictures(psi: float) -> torch.Tensor:
+    def images(psi: float) -> torch.Tensor:
         return torch.stack([trained.sample(t.expand(24, -1), seeds, truncation=psi) for t in texts]).flatten(2)
 
-    diversity = {psi: torch.stack([torch.pdist(of).mean() for of in pictures(psi).float()]) for psi in (0, 0.25, 0.5,
+    diversity = {psi: torch.stack([torch.pdist(of).mean() for of in images(psi).float()]) for psi in (0, 0.25, 0.5,
                  0.75, 1, 1.5)}  # fmt: skip
     rows = torch.stack(list(diversity.values()))
     assert (rows.diff(dim=0) > 0).all(), rows  # of every prompt
-    at_zero = pictures(0)
+    at_zero = images(0)
     assert (at_zero == at_zero[:, :1]).all() and len({bytes(p.numpy()) for p in at_zero[:, 0]}) == 4
     plain = torch.stack([trained.sample(t.expand(24, -1), seeds) for t in texts]).flatten(2)
-    assert torch.equal(pictures(1.0), plain)
+    assert torch.equal(images(1.0), plain)
 
 
 def test_truncation_and_the_average_stand_in_the_sidecar(run, tmp_path):
@@ -118,13 +118,13 @@ def test_truncation_and_the_average_stand_in_the_sidecar(run, tmp_path):
             GenerateOptions(checkpoint="x", prompt="a", truncation=psi)
 
 
-def test_a_prompts_file_gives_pictures_with_sidecars(run, tmp_path, capsys):
+def test_a_prompts_file_gives_images_with_sidecars(run, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\ufeffćevapi\n\nburek with yogurt\n", encoding="utf-8")
     options = GenerateOptions(
         checkpoint=str(run), prompts_file=str(tmp_path / "prompts.txt"), seeds="0,7", out_dir=str(tmp_path / "out")
     )
     generate.main(options)
-    assert "4 pictures of 2 prompts" in capsys.readouterr().out
+    assert "4 images of 2 prompts" in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert names == ["0000_cevapi_seed0.png", "0000_cevapi_seed7.png", "0001_burek-with-yogurt_seed0.png",
                      "0001_burek-with-yogurt_seed7.png", "grid.png"]  # fmt: skip
@@ -142,8 +142,8 @@ def test_embedding_files(run, tmp_path):
     out = tmp_path / "out"
     generate.main(GenerateOptions(checkpoint=str(run), embedding=str(tmp_path / "v.npy"), seeds="1", out_dir=str(out)))
     expected = load_generator(run).sample(torch.tensor(vector / np.linalg.norm(vector)).float()[None], [1])[0]
-    picture = np.array(Image.open(out / "0000_v-0_seed1.png")).astype(int)
-    assert np.abs(picture - expected.permute(1, 2, 0).numpy()).max() <= 1
+    image = np.array(Image.open(out / "0000_v-0_seed1.png")).astype(int)
+    assert np.abs(image - expected.permute(1, 2, 0).numpy()).max() <= 1
     bad = {"width": vector[:512], "nan": np.full(768, np.nan), "zero": np.zeros(768), "rank": np.zeros((1, 1, 768))}
     for name, array in bad.items():
         np.save(tmp_path / f"{name}.npy", array)

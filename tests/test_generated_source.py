@@ -1,4 +1,4 @@
-"""Pictures of a checkpoint or of a network in memory: sample i is a function of (seed, i), bit for bit."""
+"""Images of a checkpoint or of a network in memory: sample i is a function of (seed, i), bit for bit."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from evaluation.sources import generated, opening
 from evaluation.sources.opening import open_source
 from evaluation.sources.source import GROUP
 from tests.conftest import REPOSITORY
-from tests.scored import Sensitive, load_sensitive, pictures_of, untrained, write_run, write_shards
+from tests.scored import Sensitive, images_of, load_sensitive, untrained, write_run, write_shards
 from toolkit.draws import sample_noise
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
@@ -42,8 +42,8 @@ def sensitive(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(run_folder, prompts) -> Tensor:
-    """The first 100 pictures."""
-    return pictures_of(open_source(run_folder, count=100, prompts=prompts), batch=GROUP)
+    """The first 100 images."""
+    return images_of(open_source(run_folder, count=100, prompts=prompts), batch=GROUP)
 
 
 def test_the_sensitive_network_notices_a_batch():
@@ -55,9 +55,9 @@ def test_the_sensitive_network_notices_a_batch():
 
 @pytest.mark.parametrize("count", [5, 20, 40, 100])
 def test_neither_batch_nor_count_changes_a_bit(run_folder, prompts, sensitive, count):
-    expected = pictures_of(open_source(run_folder, count=100, prompts=prompts), batch=GROUP)[:count]
+    expected = images_of(open_source(run_folder, count=100, prompts=prompts), batch=GROUP)[:count]
     for batch in (1, 3, 8, 32, 100):
-        assert torch.equal(pictures_of(open_source(run_folder, count=count, prompts=prompts), batch), expected)
+        assert torch.equal(images_of(open_source(run_folder, count=count, prompts=prompts), batch), expected)
 
 
 @pytest.mark.parametrize(("processes", "batch"), [(2, 3), (2, 32), (5, 8)])
@@ -96,7 +96,7 @@ def test_two_processes_draw_the_same_bits(run_folder, prompts, drawn, tmp_path):
 def test_odd_batches_draw_no_group_twice(run_folder, prompts, monkeypatch):
     sizes, real = [], generated.sample
     monkeypatch.setattr(generated, "sample", lambda n, z, *rest: sizes.append(len(z)) or real(n, z, *rest))
-    pictures_of(open_source(run_folder, count=40, prompts=prompts), batch=3)
+    images_of(open_source(run_folder, count=40, prompts=prompts), batch=3)
     assert sizes == [GROUP] * 3
 
 
@@ -104,18 +104,18 @@ def test_seeds_captions_and_sizes(run_folder, prompts, drawn):
     source = open_source(run_folder, count=100, prompts=prompts)
     assert source.captions[:37] == source.captions[37:74] and len(source.captions) == 100
     assert set(source.captions) == {f"dish {i}" for i in range(37)}
-    other = pictures_of(open_source(run_folder, count=100, prompts=prompts, seed=1))
-    ours, theirs = (set(map(bytes, pictures.flatten(1).numpy())) for pictures in (drawn, other))
+    other = images_of(open_source(run_folder, count=100, prompts=prompts, seed=1))
+    ours, theirs = (set(map(bytes, images.flatten(1).numpy())) for images in (drawn, other))
     assert len(ours) == 100 and not ours & theirs
     small = open_source(run_folder, count=2, prompts=prompts, size=8)
-    assert pictures_of(small).shape == (2, 3, 8, 8) and (small.width, small.height) == (8, 8)
+    assert images_of(small).shape == (2, 3, 8, 8) and (small.width, small.height) == (8, 8)
     assert open_source(run_folder, prompts=prompts).count == 37
     assert source.fingerprint() is None and source.identity is not None
 
 
-def test_truncation_draws_the_same_pictures_nearer_to_their_prompt(run_folder, prompts, drawn):
-    assert torch.equal(pictures_of(open_source(run_folder, count=100, prompts=prompts, truncation=1.0)), drawn)
-    found = {psi: pictures_of(open_source(run_folder, count=100, prompts=prompts, truncation=psi)) for psi in (0, 0.5)}
+def test_truncation_draws_the_same_images_nearer_to_their_prompt(run_folder, prompts, drawn):
+    assert torch.equal(images_of(open_source(run_folder, count=100, prompts=prompts, truncation=1.0)), drawn)
+    found = {psi: images_of(open_source(run_folder, count=100, prompts=prompts, truncation=psi)) for psi in (0, 0.5)}
     assert torch.equal(found[0][:37], found[0][37:74])  # the second round through the prompts, with other noise
     assert not torch.equal(drawn[:37], drawn[37:74])
     apart = [(found[psi].float() - found[0].float()).abs().mean() for psi in (0.5,)]
@@ -128,7 +128,7 @@ def test_prompts_from_a_text_file_are_those_of_the_shards(tmp_path, run_folder):
     from_text = open_source(run_folder, prompts=text)
     from_shards = open_source(run_folder, prompts=write_shards(tmp_path / "s", 4))
     assert from_text.captions == from_shards.captions
-    difference = pictures_of(from_text).int() - pictures_of(from_shards).int()
+    difference = images_of(from_text).int() - images_of(from_shards).int()
     assert difference.abs().max() <= 1  # shards hold float16 vectors
 
 
@@ -144,9 +144,9 @@ def test_prompts_of_a_text_file_give_the_same_bits_for_any_count(run_folder, tmp
     monkeypatch.setattr("evaluation.sources.prompts.load_encoder_of", lambda *_: Entangled())
     text = tmp_path / "prompts.txt"
     text.write_text("".join(f"dish {i} with {'x' * i}\n" for i in range(37)), encoding="utf-8")
-    long = pictures_of(open_source(run_folder, count=60, prompts=text))
+    long = images_of(open_source(run_folder, count=60, prompts=text))
     for count in (3, 20, 37):
-        assert torch.equal(pictures_of(open_source(run_folder, count=count, prompts=text)), long[:count])
+        assert torch.equal(images_of(open_source(run_folder, count=count, prompts=text)), long[:count])
 
 
 def test_prompts_of_another_encoder_are_refused(tmp_path, run_folder):

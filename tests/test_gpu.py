@@ -70,7 +70,7 @@ def test_half_precision_stays_close_to_fp32_and_its_penalties_are_fp32s(shard_fo
         for name in ("loss_d", "loss_g", "logit_real", "logit_fake", "loss_mismatch"):
             assert found[name].item() == pytest.approx(expected[name].item(), rel=0.05, abs=0.05), name
         assert found["r1"].item() == pytest.approx(expected["r1"].item(), rel=1e-3)
-        # R2's pictures are G's, which half precision has rounded
+        # R2's images are G's, which half precision has rounded
         assert found["r2"].item() == pytest.approx(expected["r2"].item(), rel=0.05)
         assert found.get("skipped", torch.zeros(())).item() == 0
     assert all(p.dtype == torch.float32 for network in (half.G, half.D) for p in network.parameters())
@@ -161,7 +161,7 @@ def test_batch_gpu_auto_halves_a_batch_that_does_not_fit(shard_folder):
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_the_peak_is_near_the_estimate(shard_folder, precision):
-    """Between 0.7 and 1.6 times: cuDNN's workspaces and rounded blocks come on top. 512 pictures drown the rest."""
+    """Between 0.7 and 1.6 times: cuDNN's workspaces and rounded blocks come on top. 512 images drown the rest."""
     one = on_gpu(shard_folder, precision, base_ch=32, batch=512, r1_interval=1)
     estimate = memory.estimate(one.config, 1, precision).total()
     one.step()  # makes Adam's moments and lets cuDNN choose
@@ -175,7 +175,7 @@ def test_the_peak_is_near_the_estimate(shard_folder, precision):
 @pytest.mark.dist
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
 def test_synchronised_batch_norm_over_two_gpus_is_that_of_the_whole_batch(shard_folder, tmp_path):
-    """Over NCCL: G's running statistics after a step, equal on both and equal to one process's with all pictures."""
+    """Over NCCL: G's running statistics after a step, equal on both and equal to one process's with all images."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                str(REPOSITORY / "tests" / "workers" / "synced_norm.py"), str(shard_folder), str(tmp_path)]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -208,7 +208,7 @@ def test_compiled_steps_are_the_eager_ones(shard_folder, mode, capsys):
 
 
 def test_no_step_waits_for_the_gpu(shard_folder):
-    """But for the fetching of pictures and fp16's one question whether gradients overflowed."""
+    """But for the fetching of images and fp16's one question whether gradients overflowed."""
     one = on_gpu(shard_folder, "bf16", resident=True)
     for _ in range(3):
         one.step()

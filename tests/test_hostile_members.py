@@ -83,7 +83,7 @@ NAMES = {
     "two folders": renamed("a/z.png", "b/z.txt", "b/z.npy"),
     "no key": renamed(".png", ".txt"),
     "no caption": renamed("z.png", "z.npy"),
-    "two pictures": [*renamed("z.png"), ("z.jpg", b"x"), *renamed("z.txt", "z.npy")],
+    "two images": [*renamed("z.png"), ("z.jpg", b"x"), *renamed("z.txt", "z.npy")],
     "an empty caption": [*renamed("z.png"), ("z.txt", b""), *renamed("z.npy")],
 }
 

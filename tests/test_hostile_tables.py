@@ -93,7 +93,7 @@ def test_a_hostile_index(folder, what):
 def test_a_shard_that_shrinks_while_it_is_read(folder):
     shards = ShardSet(folder)
     offset, size = (int(value) for value in shards.index[1, 1:3])
-    os.truncate(folder / SHARD, offset + size - 1)  # the picture's last byte, which no decoder needs
+    os.truncate(folder / SHARD, offset + size - 1)  # the image's last byte, which no decoder needs
     with pytest.raises(DamagedSample, match=f"only {size - 1} of {size} bytes are left"):
         shards.read(1)
 

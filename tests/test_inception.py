@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.extractors.inception import load_inception
-from tests.inception_files import drawn_pictures, write_partial, write_random
+from tests.inception_files import drawn_images, write_partial, write_random
 from toolkit.data.decoding import fit_square
 from toolkit.data.images import from_pil
 from toolkit.durable import file_sha256
@@ -36,25 +36,25 @@ def test_every_layer_equals_torch_fidelity_in_one_forward(random_weights):
 
     names = [layer.replace("logits", "logits_unbiased") for layer in LAYERS]
     reference = FeatureExtractorInceptionV3("x", names, feature_extractor_weights_path=random_weights)
-    pictures = drawn_pictures(3)
+    images = drawn_images(3)
     extractor = load_inception(LAYERS[::-1], "legacy", random_weights, CPU)
     assert extractor.taps == tuple(f"inception_{layer}" for layer in LAYERS)
-    found = extractor(pictures)
-    for layer, expected in zip(LAYERS, reference(pictures), strict=True):
+    found = extractor(images)
+    for layer, expected in zip(LAYERS, reference(images), strict=True):
         features = found[f"inception_{layer}"]
         assert features.dtype == torch.float32 and features.shape == expected.shape
         assert relative(features, expected) < 5e-6  # measured 6e-7
-        assert float(expected.std(dim=0).max()) > 1e-3  # the pictures do differ in it
-    alone = load_inception(("192",), "legacy", random_weights, CPU)(pictures)
+        assert float(expected.std(dim=0).max()) > 1e-3  # the images do differ in it
+    alone = load_inception(("192",), "legacy", random_weights, CPU)(images)
     assert list(alone) == ["inception_192"] and torch.equal(alone["inception_192"], found["inception_192"])
 
 
-def test_features_of_a_picture_do_not_depend_on_the_batch(random_weights):
+def test_features_of_an_image_do_not_depend_on_the_batch(random_weights):
     extractor = load_inception(LAYERS, "legacy", random_weights, CPU)
-    pictures = drawn_pictures(8)
-    whole = extractor(pictures)
+    images = drawn_images(8)
+    whole = extractor(images)
     for size in (1, 3):
-        parts = [extractor(part) for part in pictures.split(size)]
+        parts = [extractor(part) for part in images.split(size)]
         for tap in extractor.taps:
             assert relative(torch.cat([part[tap] for part in parts]), whole[tap]) < 5e-6  # measured 9e-7
 
@@ -63,9 +63,9 @@ def test_golden_features_of_real_photos(real_data, tmp_path):
     """8 photos, centre crop, features computed by torch-fidelity in another environment (measured 5e-7)."""
     golden = np.load(real_data / "weights" / "golden_features_food8.npz")
     photos = [Image.open(real_data / "data" / "food101-10" / str(name)).convert("RGB") for name in golden["files"]]
-    pictures = torch.stack([from_pil(fit_square(photo, 128)) for photo in photos])
+    images = torch.stack([from_pil(fit_square(photo, 128)) for photo in photos])
     weights = write_partial(real_data, tmp_path / "to768.pth")
-    found = load_inception(("64", "192", "768"), "legacy", weights, CPU)(pictures)
+    found = load_inception(("64", "192", "768"), "legacy", weights, CPU)(images)
     for layer in (64, 192, 768):
         assert relative(found[f"inception_{layer}"], torch.from_numpy(golden[f"f{layer}"])) < 2e-6
     with pytest.raises(UserError, match="end before layer 2048"):

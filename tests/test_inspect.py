@@ -54,7 +54,7 @@ def edit_member(folder: Path, sample: int, column: int, change) -> None:
 def test_sound_shards(shard_folder: Path, capsys) -> None:
     answer, failed = inspect(shard_folder, capsys, verify=True)
     assert failed == "" and set(states(answer).values()) == {"ok"}
-    assert (answer["samples"], answer["resolution"], answer["picture_format"]) == (24, 16, "PNG")
+    assert (answer["samples"], answer["resolution"], answer["image_format"]) == (24, 16, "PNG")
     assert (answer["encoder"], answer["dimension"], answer["distinct_captions"]) == ("hashing", 768, 7)
     assert len(answer["examples"]) == 5
 
@@ -86,14 +86,14 @@ def test_truncated_and_missing_shards(copy: Path, capsys) -> None:
 @pytest.mark.parametrize(
     "column, change, expected",
     [
-        (0, lambda data: data[:50] + bytes(len(data) - 50), {"pictures"}),
+        (0, lambda data: data[:50] + bytes(len(data) - 50), {"images"}),
         (2, lambda data: b" " * len(data), {"captions", "encoder"}),
         (2, lambda data: b"\xff" * len(data), {"samples"}),
         (4, lambda data: data[:128] + bytes(len(data) - 128), {"samples"}),
         (4, lambda data: data[:128] + b"\x00\x7e" * ((len(data) - 128) // 2), {"samples"}),
         (4, lambda data: bytes(len(data)), {"samples"}),
     ],
-    ids=["picture", "blank", "not utf-8", "zero vector", "nan", "no npy"],
+    ids=["image", "blank", "not utf-8", "zero vector", "nan", "no npy"],
 )
 def test_damaged_members(copy: Path, capsys, column: int, change, expected: set[str]) -> None:
     edit_member(copy, 5, column, change)

@@ -73,7 +73,7 @@ def test_torchrun_starts_as_many_processes_as_asked_for(shard_folder, tmp_path):
     done = subprocess.run([sys.executable, *TORCHRUN, *MODULE, *arguments], cwd=tmp_path, env=os.environ | ENVIRONMENT,
                           capture_output=True, text=True, timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "micro-batches of 4" in done.stderr and done.stderr.count("done: 1 steps, 8 pictures seen") == 1
+    assert "micro-batches of 4" in done.stderr and done.stderr.count("done: 1 steps, 8 images seen") == 1
 
 
 @pytest.mark.dist

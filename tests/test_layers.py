@@ -187,7 +187,7 @@ def test_the_two_smallest_maps_gate_the_two_largest(resolution):
 
 
 def deviations(x: np.ndarray, sizes: list[int]) -> list[float]:
-    """One value a picture, for consecutive groups of these sizes."""
+    """One value an image, for consecutive groups of these sizes."""
     found, start = [], 0
     for size in sizes:
         group = x[start : start + size]
@@ -211,12 +211,12 @@ def test_no_group_reaches_over_a_border():
     torch.testing.assert_close(found, torch.tensor(deviations(x.numpy(), [3, 2, 2]), dtype=torch.float64))
 
 
-def test_real_and_generated_pictures_never_share_a_group():
+def test_real_and_generated_images_never_share_a_group():
     """In one pass over 3 real and 3 generated ones: as in two, and blind for what the others are."""
     config = tiny(minibatch_std=True)
     D, (_, text, images) = Discriminator(config).double(), inputs(config)
     text, images = text.double(), images.double()
-    real, fake, others = (D(Look(images, text), Look(pictures, text)) for pictures in (images / 2, images / 2, -images))
+    real, fake, others = (D(Look(images, text), Look(other, text)) for other in (images / 2, images / 2, -images))
     apart = D(Look(images, text))[0].logits, D(Look(images / 2, text))[0].logits
     torch.testing.assert_close(real[0].logits, apart[0])
     torch.testing.assert_close(fake[1].logits, apart[1])
@@ -224,7 +224,7 @@ def test_real_and_generated_pictures_never_share_a_group():
     assert (others[1].logits - fake[1].logits).abs().min() > 1e-3
 
 
-def test_pictures_of_a_group_are_judged_by_each_other_and_groups_are_not():
+def test_images_of_a_group_are_judged_by_each_other_and_groups_are_not():
     config = tiny(minibatch_std=True)
     D, (_, text, images) = Discriminator(config).double(), inputs(config, n=8)
     text, images = text.double(), images.double()

@@ -39,7 +39,7 @@ def test_lecam_pulls_each_side_to_the_other_sides_anchor():
     assert losses.lecam_penalty(real, fake, (1.0, -0.5)).tolist() == [expected]
 
 
-def test_mismatch_loss_compares_captions_of_one_picture():
+def test_mismatch_loss_compares_captions_of_one_image():
     matched, mismatched = torch.tensor([[1.0], [-4.0], [2.0]]), torch.tensor([[0.5], [-6.0], [3.0]])
     assert losses.mismatch_loss(matched, mismatched, "hinge").tolist() == [0.5, 0.0, 2.0]
     expected = torch.tensor([0.5, 2.0, -1.0]).neg().exp().log1p()  # softplus of minus the difference
@@ -63,7 +63,7 @@ def test_r1_of_a_linear_discriminator():
     torch.testing.assert_close(w.grad, w.detach())
 
 
-def test_r1_is_per_picture_and_of_the_mean_over_scales():
+def test_r1_is_per_image_and_of_the_mean_over_scales():
     images = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).requires_grad_()
     logits = torch.stack([images.flatten().square(), 3 * images.flatten()], dim=1)  # d mean / dx = (2x + 3) / 2
     torch.testing.assert_close(losses.gradient_penalty(logits, images), torch.tensor([2.5**2 / 2, 3.5**2 / 2]))

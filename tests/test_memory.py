@@ -40,9 +40,9 @@ def trainer(shard_folder: Path, precision: str = "no", **options) -> Trainer:
 
 
 def random_batch(count: int, config: TrainConfig) -> Batch:
-    pictures = torch.randint(0, 256, (count, 3, config.resolution, config.resolution), dtype=torch.uint8)
+    images = torch.randint(0, 256, (count, 3, config.resolution, config.resolution), dtype=torch.uint8)
     text = nn.functional.normalize(torch.randn(count, config.cond_dim), dim=1)
-    return Batch(pictures, text, text.flip(0), torch.ones(count), ("",) * count, slice(0, count))
+    return Batch(images, text, text.flip(0), torch.ones(count), ("",) * count, slice(0, count))
 
 
 def test_saved_bytes_counts_each_storage_once():
@@ -60,7 +60,7 @@ def test_saved_bytes_counts_each_storage_once():
     [(precision, options) for options in ({}, EVERYTHING, ARCHITECTURE) for precision in ("no", "bf16")],
 )  # fmt: skip
 def test_the_estimate_equals_what_a_real_step_saves(shard_folder, precision, options):
-    """Counted on fake tensors at 4 and 8 pictures, compared at 12 with the Trainer's own losses on real ones.
+    """Counted on fake tensors at 4 and 8 images, compared at 12 with the Trainer's own losses on real ones.
 
     What is left (below 1 part in 2,000, of networks this small) are the terms' weights and the caption mask.
     """
@@ -98,12 +98,12 @@ def test_what_does_not_depend_on_the_batch_is_counted_in_closed_form():
     assert one.moments == 8 * (g + d)
     assert (one.gradients, two.gradients) == (4 * max(g, d), 4 * (g + d))
     assert one.total(5) - one.total(4) == pytest.approx(1.2 * one.d_phase[1], abs=1)
-    assert one.total() == one.total(2) and one.most_pictures(one.total(7)) == 7
-    assert one.most_pictures(one.total(7) - 10) == 6 and one.most_pictures(1000) == 0
+    assert one.total() == one.total(2) and one.most_images(one.total(7)) == 7
+    assert one.most_images(one.total(7) - 10) == 6 and one.most_images(1000) == 0
 
 
 def test_half_precision_saves_half_but_for_the_pass_that_r1_differentiates():
-    """Without R1 all maps shrink to half; with it D's pass over real pictures stays fp32."""
+    """Without R1 all maps shrink to half; with it D's pass over real images stays fp32."""
     config = {"resolution": 32, "base_ch": 16, "d_scales": 1, "r2_penalty": 0}
     plain, lean = (estimate(TrainConfig(**config, r1_penalty=0), 1, p).d_phase[1] for p in ("no", "fp16"))
     full, mixed, other = (estimate(TrainConfig(**config), 1, p).d_phase[1] for p in ("no", "fp16", "bf16"))
@@ -114,13 +114,13 @@ def test_half_precision_saves_half_but_for_the_pass_that_r1_differentiates():
 
 def test_auto_is_estimated_at_the_whole_share():
     options = {**TINY, "batch": "auto"}
-    assert estimate(TrainConfig(**options), 2, "no").micro_batch == 16  # 'auto' is 32 pictures
+    assert estimate(TrainConfig(**options), 2, "no").micro_batch == 16  # 'auto' is 32 images
     with pytest.raises(UserError, match="not divisible by 3"):
         estimate(TrainConfig(**options), 3, "no")
 
 
 class Card:
-    """Makes the losses of a Trainer fail above so many pictures; counts what they were asked."""
+    """Makes the losses of a Trainer fail above so many images; counts what they were asked."""
 
     def __init__(self, one: Trainer, room_d: int, room_g: int | None = None, error: Exception | None = None) -> None:
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -131,8 +131,8 @@ class Card:
     def _limited(self, name, loss_of, room):
         def loss(batch, noise):
             found = loss_of(batch, noise)
-            self.asked.append((name, len(batch.pictures), frozenset(found[1])))
-            if len(batch.pictures) > room:
+            self.asked.append((name, len(batch.images), frozenset(found[1])))
+            if len(batch.images) > room:
                 raise self.error
             return found
 
@@ -233,13 +233,13 @@ def test_a_cpu_takes_the_whole_share_without_a_trial(shard_folder):
     assert largest_micro_batch(one, 8) == 8 and not card.asked
 
 
-def test_no_room_for_one_picture_is_an_error_with_remedies(shard_folder):
+def test_no_room_for_one_image_is_an_error_with_remedies(shard_folder):
     one = trainer(shard_folder, batch_gpu="auto")
     assert agreed(one, 4) == 4
     with pytest.raises(UserError) as caught:
         agreed(one, 0)
     assert str(caught.value) == (
-        "out of memory on the CPU with a single picture; try --d_scales 1 (in a new run) or --base_ch 2 (in a new run)"
+        "out of memory on the CPU with a single image; try --d_scales 1 (in a new run) or --base_ch 2 (in a new run)"
     )
 
 
@@ -247,12 +247,12 @@ def test_remedies_carry_this_configs_values(monkeypatch):
     config = TrainConfig(resolution=64, base_ch=32, batch=24, batch_gpu=12, d_scales=2)
     said = explain_out_of_memory(config, torch.device("cpu"))
     assert said == (
-        "out of memory on the CPU with 12 pictures at once; try --batch_gpu 6 or --d_scales 1 (in a new run) or "
+        "out of memory on the CPU with 12 images at once; try --batch_gpu 6 or --d_scales 1 (in a new run) or "
         "--base_ch 16 (in a new run)"
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
     whole = TrainConfig(resolution=64, batch=30)
-    assert "with 15 pictures at once; try --batch_gpu 5 or" in explain_out_of_memory(whole, torch.device("cpu"))
+    assert "with 15 images at once; try --batch_gpu 5 or" in explain_out_of_memory(whole, torch.device("cpu"))
     card = type("Card", (), {"total_memory": 15 * 2**30})
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 14 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
@@ -277,7 +277,7 @@ def start():
 plain, tried = start(), start()
 loss_of = tried.generator_loss
 def limited(batch, noise):
-    if tried.accelerator.process_index == 1 and len(batch.pictures) > 4:
+    if tried.accelerator.process_index == 1 and len(batch.images) > 4:
         raise torch.OutOfMemoryError("made up")
     return loss_of(batch, noise)
 tried.generator_loss = limited
@@ -322,12 +322,12 @@ def test_running_out_of_memory_in_training_is_one_line_with_remedies(shard_folde
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
     monkeypatch.setattr(Trainer, "step", full)
-    with pytest.raises(UserError, match=r"out of memory on .* with 8 pictures at once; try --batch_gpu 4 or .* or "):
+    with pytest.raises(UserError, match=r"out of memory on .* with 8 images at once; try --batch_gpu 4 or .* or "):
         train(shard_folder, tmp_path / "run", iters=3)
 
 
 def test_auto_is_resolved_before_training_and_recorded(shard_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("toolkit.train.largest_micro_batch", lambda trainer, share: share // 4)
     train(shard_folder, tmp_path / "run", iters=1, batch="auto")
-    assert "batch_gpu auto: 8 pictures at once, 4 times" in capsys.readouterr().err
+    assert "batch_gpu auto: 8 images at once, 4 times" in capsys.readouterr().err
     assert {"batch: 32", "batch_gpu: 8"} <= set((tmp_path / "run" / "config.yaml").read_text().splitlines())

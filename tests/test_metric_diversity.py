@@ -36,19 +36,19 @@ def test_what_has_no_pairs_has_no_diversity():
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 30), (30, 12)])
-def test_vendi_of_equal_pictures_is_one(count, width):
+def test_vendi_of_equal_images_is_one(count, width):
     assert vendi_score(draw(1, width, 3).expand(count, width)) == pytest.approx(1, rel=1e-9)
     lengths = torch.linspace(0.1, 9, count)[:, None]
     assert vendi_score(lengths * draw(1, width, 3)) == pytest.approx(1, rel=1e-6)  # only directions count
 
 
 @pytest.mark.parametrize("width", [10, 40])
-def test_vendi_counts_orthogonal_pictures(width):
+def test_vendi_counts_orthogonal_images(width):
     assert vendi_score(3 * torch.eye(10, width)) == pytest.approx(10, rel=1e-12)
     assert vendi_score(torch.eye(10, width).repeat(5, 1)) == pytest.approx(10, rel=1e-12)
 
 
-def test_vendi_of_two_pictures_at_an_angle():
+def test_vendi_of_two_images_at_an_angle():
     cosine = 0.6  # eigenvalues of K / 2: (1 +- cosine) / 2
     values = [(1 + cosine) / 2, (1 - cosine) / 2]
     expected = math.exp(-sum(v * math.log(v) for v in values))
@@ -76,5 +76,5 @@ def test_refusals():
         vendi_score(torch.empty(0, 3))
     with pytest.raises(UserError, match="NaN"):
         within_prompts(torch.ones(2, 2) / 0, [0, 0])
-    with pytest.raises(UserError, match="3 pictures have 2 prompts"):
+    with pytest.raises(UserError, match="3 images have 2 prompts"):
         within_prompts(torch.ones(3, 2), [0, 0])

@@ -1,4 +1,4 @@
-"""FID extrapolated to infinity: a straight line is met exactly, and the bias of few pictures goes."""
+"""FID extrapolated to infinity: a straight line is met exactly, and the bias of few images goes."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evaluation.metrics import fid_infinity as module
-from evaluation.metrics.fid_infinity import fewest_pictures, fid_infinity
+from evaluation.metrics.fid_infinity import fewest_images, fid_infinity
 from evaluation.metrics.frechet import Statistics, frechet_distance, statistics
 from toolkit.errors import UserError
 
@@ -21,7 +21,7 @@ def draw(count: int, seed: int, shift: float = 0.0) -> Tensor:
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
-def test_the_bias_of_few_pictures_goes(shift):
+def test_the_bias_of_few_images_goes(shift):
     truth, repetitions = WIDTH * shift**2, 20
     sets = [draw(400, seed, shift) for seed in range(repetitions)]
     biased = torch.tensor([frechet_distance(REAL, statistics(x)) - truth for x in sets])
@@ -56,7 +56,7 @@ def test_the_seed_draws_the_subsets():
 
 
 def test_refusals():
-    assert (fewest_pictures(64), fewest_pictures(2048)) == (128, 4096)
+    assert (fewest_images(64), fewest_images(2048)) == (128, 4096)
     with pytest.raises(UserError, match="needs 128 for 48 features"):
         fid_infinity(REAL, draw(127, 0))
     with pytest.raises(UserError, match="points is 2"):

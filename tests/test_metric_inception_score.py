@@ -10,7 +10,7 @@ def test_inception_score_closed_forms():
     assert inception_score(torch.zeros(50, 7)) == pytest.approx((1.0, 0.0), abs=1e-12)
     confident = torch.eye(5).repeat(20, 1) * 1000
     assert inception_score(confident, splits=1) == pytest.approx((5.0, 0.0), rel=1e-12)
-    absent = torch.nn.functional.pad(confident, (0, 3))  # classes that no picture has
+    absent = torch.nn.functional.pad(confident, (0, 3))  # classes that no image has
     assert inception_score(absent, splits=1) == pytest.approx((5.0, 0.0), rel=1e-12)
 
 

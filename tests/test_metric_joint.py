@@ -1,4 +1,4 @@
-"""The joint distance of pictures and captions: blind to nothing that the plain one sees, and to no wrong caption."""
+"""The joint distance of images and captions: blind to nothing that the plain one sees, and to no wrong caption."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from toolkit.errors import UserError
 
 
 def pairs(count: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Pictures [N, 12] that follow their captions [N, 5] with some noise."""
+    """Images [N, 12] that follow their captions [N, 5] with some noise."""
     generator = torch.Generator().manual_seed(seed)
     texts = torch.randn(count, 5, generator=generator)
     mixing = torch.randn(5, 12, generator=torch.Generator().manual_seed(99))
@@ -34,7 +34,7 @@ def test_a_set_against_itself_is_zero():
     assert joint_frechet_distance(real, texts, real[order], texts[order]) < 1e-6
 
 
-def test_it_is_the_distance_of_both_where_captions_have_the_weight_of_pictures():
+def test_it_is_the_distance_of_both_where_captions_have_the_weight_of_images():
     (real, real_texts), (fake, fake_texts) = pairs(300, 3), pairs(200, 4)
     alpha = float(real.double().norm(dim=1).mean() / real_texts.double().norm(dim=1).mean())
     both = [
@@ -43,7 +43,7 @@ def test_it_is_the_distance_of_both_where_captions_have_the_weight_of_pictures()
     ]
     expected = frechet_distance(*both)
     assert joint_frechet_distance(real, real_texts, fake, fake_texts) == pytest.approx(expected, rel=1e-9)
-    for scale in (0.01, 100.0):  # the captions' scale drops out; that of the pictures is the distance's own unit
+    for scale in (0.01, 100.0):  # the captions' scale drops out; that of the images is the distance's own unit
         assert joint_frechet_distance(real, scale * real_texts, fake, scale * fake_texts) == pytest.approx(
             expected, rel=1e-5
         )
@@ -52,7 +52,7 @@ def test_it_is_the_distance_of_both_where_captions_have_the_weight_of_pictures()
         )
 
 
-def test_a_shift_of_pictures_and_of_captions_by_closed_form():
+def test_a_shift_of_images_and_of_captions_by_closed_form():
     real, texts = pairs(300, 5)
     assert joint_frechet_distance(real, texts, real + 0.5, texts) == pytest.approx(12 * 0.25, rel=1e-6)
     alpha = float(real.double().norm(dim=1).mean() / texts.double().norm(dim=1).mean())
@@ -61,7 +61,7 @@ def test_a_shift_of_pictures_and_of_captions_by_closed_form():
 
 def test_refusals():
     real, texts = pairs(9, 6)
-    with pytest.raises(UserError, match="9 pictures have 8 caption vectors"):
+    with pytest.raises(UserError, match="9 images have 8 caption vectors"):
         joint_frechet_distance(real, texts[:8], real, texts)
     with pytest.raises(UserError, match="all zero"):
         joint_frechet_distance(real, 0 * texts, real, texts)

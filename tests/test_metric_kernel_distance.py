@@ -15,7 +15,7 @@ def draw(count: int, width: int, seed: int, shift: float = 0.0) -> Tensor:
 
 
 def by_definition(a: Tensor, b: Tensor) -> float:
-    """The U-statistic of the kernel over all pairs of different pictures."""
+    """The U-statistic of the kernel over all pairs of different images."""
     kernels = [(x.double() @ y.double().T / a.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b))]
     own = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in kernels[:2]]
     return float(own[0] + own[1] - 2 * kernels[2].mean())
@@ -84,7 +84,7 @@ def test_the_interval_covers_the_truth_and_the_mean_is_unbiased(shift, count):
     assert abs(float(means.mean()) - truth) < 4 * float(means.std()) / repetitions**0.5
 
 
-def test_subsets_adapt_to_few_pictures():
+def test_subsets_adapt_to_few_images():
     assert [kernel_distance(draw(n, 4, 6), draw(2500, 4, 7), subsets=2).subset_size for n in (4, 90, 1999, 2400)] == [
         2,
         45,

@@ -56,7 +56,7 @@ def test_far_apart_nothing_is_covered():
     assert manifolds(draw(50, 6, 4), draw(50, 6, 5, shift=100.0)) == (0, 0, 0, 0)
 
 
-def test_one_picture_over_and_over_is_precise_and_covers_little():
+def test_one_image_over_and_over_is_precise_and_covers_little():
     real = draw(200, 6, 6)
     found = manifolds(real, real[:1].repeat(100, 1))
     assert found.precision == 1 and found.recall == 1 / 200 and found.coverage < 0.1
@@ -72,7 +72,7 @@ def test_rims_are_inside_where_distances_are_equal(block_size):
 
 
 def test_balls_without_extent_hold_their_equals(block_size):
-    """Every picture occurs six times, so all radii are 0; rounding must not tell equals apart."""
+    """Every image occurs six times, so all radii are 0; rounding must not tell equals apart."""
     points = 50 + draw(30, 64, 12)
     assert manifolds(points.repeat(6, 1), points.repeat(6, 1).flip(0)) == (1, 1, 6 / 5, 1)
     assert manifolds(points.repeat(6, 1), 1 + points.repeat(6, 1)) == (0, 0, 0, 0)
@@ -104,7 +104,7 @@ def test_equal_distances_give_the_lower_number():
 def test_authenticity_by_hand(block_size):
     training = torch.tensor([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0], [12.0, 0.0]])
     fake = torch.tensor([[0.0, 0.5], [-1.0, 0.0], [10.0, 1.9], [10.0, -2.0], [12.0, 0.0]])
-    # nearest training picture, its own nearest:  .5 < 1,  1 = 1,  1.9 < 2,  2 = 2,  a copy
+    # nearest training image, its own nearest:  .5 < 1,  1 = 1,  1.9 < 2,  2 = 2,  a copy
     assert authenticity(training, fake) == pytest.approx(2 / 5)
 
 

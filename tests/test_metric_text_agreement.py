@@ -24,7 +24,7 @@ def names(count: int) -> list[str]:
     return [f"dish {i}" for i in range(count)]
 
 
-def test_pictures_that_are_their_captions_come_first():
+def test_images_that_are_their_captions_come_first():
     texts = draw(300, 64, 0)
     found = retrieval(3 * texts, texts, names(300))
     assert (found.r_precision, found.median_rank, found.distractors) == (1, 1, 99)
@@ -32,7 +32,7 @@ def test_pictures_that_are_their_captions_come_first():
     assert worst.r_precision == 0 and worst.ranks.min() == 100
 
 
-def test_unrelated_pictures_are_at_chance():
+def test_unrelated_images_are_at_chance():
     found = retrieval(draw(3000, 8, 1), draw(3000, 8, 2), names(3000))
     assert found.r_precision == pytest.approx(0.01, abs=0.0075)  # four standard deviations
     assert found.median_rank == pytest.approx(50.5, abs=4)
@@ -41,8 +41,8 @@ def test_unrelated_pictures_are_at_chance():
 
 def test_ranks_by_hand():
     texts = torch.eye(4)
-    pictures = torch.tensor([[9.0, 3, 2, 1], [3, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0.5]])
-    found = retrieval(pictures, texts, names(4))
+    images = torch.tensor([[9.0, 3, 2, 1], [3, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0.5]])
+    found = retrieval(images, texts, names(4))
     assert found.ranks.tolist() == [1, 2, 3, 4] and found.distractors == 3
     assert (found.r_precision, found.median_rank) == (0.25, 2.5)
 
@@ -62,27 +62,27 @@ def test_equal_captions_are_no_distractors():
 
 
 def test_every_caption_serves_as_a_distractor_equally_often():
-    """Picture i is nearest to caption i of 20 and, next, to number 0: its rank tells whether 0 is among the 5."""
+    """Image i is nearest to caption i of 20 and, next, to number 0: its rank tells whether 0 is among the 5."""
     texts = torch.eye(20)
-    pictures = 0.5 * texts + texts[:1]
-    seen = [retrieval(pictures, texts, names(20), distractors=5, seed=seed).ranks for seed in range(400)]
+    images = 0.5 * texts + texts[:1]
+    seen = [retrieval(images, texts, names(20), distractors=5, seed=seed).ranks for seed in range(400)]
     share = torch.stack(seen)[:, 1:].sub(1).mean(dim=0)
     assert torch.allclose(share, torch.tensor(5 / 19).double(), atol=0.09)  # four standard deviations
 
 
 def test_shuffled_captions_are_at_chance_and_matched_ones_above():
     texts = draw(400, 32, 4)
-    pictures, captions = texts + 0.5 * draw(400, 32, 5), names(400)
+    images, captions = texts + 0.5 * draw(400, 32, 5), names(400)
     order = shuffled_order(captions)
-    control = retrieval(pictures, texts[order], [captions[i] for i in order])
-    assert retrieval(pictures, texts, captions).r_precision > 0.9 and control.r_precision < 0.05
-    assert shuffled_clip_score(pictures, texts, captions) < 0.3 * clip_score(pictures, texts).clip_score
+    control = retrieval(images, texts[order], [captions[i] for i in order])
+    assert retrieval(images, texts, captions).r_precision > 0.9 and control.r_precision < 0.05
+    assert shuffled_clip_score(images, texts, captions) < 0.3 * clip_score(images, texts).clip_score
 
 
 @pytest.mark.parametrize(
     "counts", [[1] * 9, [1, 1], [3, 2, 1], [4, 4], [5, 2, 1, 1, 1], [2, 2, 2, 2, 2, 2, 2], [7, 7, 3, 1]]
 )
-def test_no_picture_gets_a_caption_equal_to_its_own(counts):
+def test_no_image_gets_a_caption_equal_to_its_own(counts):
     captions = [f"caption {n}" for n, count in enumerate(counts) for _ in range(count)]
     orders = [shuffled_order(captions, seed) for seed in range(30)]
     for order in orders:
@@ -103,19 +103,19 @@ def test_more_than_half_of_one_caption_leaves_as_few_as_can_be():
 def test_table_by_prompt():
     captions = ["burek", "soup", "burek", "soup", "burek"]
     cosines = torch.tensor([0.2, -0.5, 0.4, 0.6, 0.3])
-    pictures = torch.stack([cosines, (1 - cosines**2).sqrt()], dim=1)
+    images = torch.stack([cosines, (1 - cosines**2).sqrt()], dim=1)
     texts = torch.tensor([[1.0, 0.0]]).expand(5, 2)
-    table = per_prompt(pictures, texts, captions, torch.tensor([1.0, 9, 4, 2, 3]).double())
+    table = per_prompt(images, texts, captions, torch.tensor([1.0, 9, 4, 2, 3]).double())
     assert list(table) == ["burek", "soup"]
     assert table["burek"] == pytest.approx({"count": 3, "clip_score": 30, "rank": 3}, rel=1e-6)
     assert table["soup"] == pytest.approx({"count": 2, "clip_score": 30, "rank": 5.5}, rel=1e-6)
-    assert all("rank" not in row for row in per_prompt(pictures, texts, captions).values())
+    assert all("rank" not in row for row in per_prompt(images, texts, captions).values())
     whole = sum(row["count"] * row["clip_score"] for row in table.values()) / 5
-    assert whole == pytest.approx(clip_score(pictures, texts).clip_score) and Counter(captions)["burek"] == 3
+    assert whole == pytest.approx(clip_score(images, texts).clip_score) and Counter(captions)["burek"] == 3
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         clip_score(torch.empty(0, 4), torch.empty(0, 4))
     with pytest.raises(UserError, match="NaN"):
         clip_score(torch.ones(3, 4), torch.ones(3, 4) / 0)
@@ -123,5 +123,5 @@ def test_refusals():
         retrieval(torch.eye(3), torch.eye(3), names(3), distractors=0)
     with pytest.raises(UserError, match="NaN"):
         retrieval(torch.eye(3), torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, torch.nan]]), names(3))
-    with pytest.raises(UserError, match="3 pictures, 3 caption vectors and 2 captions"):
+    with pytest.raises(UserError, match="3 images, 3 caption vectors and 2 captions"):
         retrieval(torch.eye(3), torch.eye(3), names(2))

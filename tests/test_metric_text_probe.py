@@ -1,4 +1,4 @@
-"""The text probe against normal equations, pictures left out by hand, chance, and its own controls."""
+"""The text probe against normal equations, images left out by hand, chance, and its own controls."""
 
 import json
 
@@ -15,7 +15,7 @@ from evaluation.run_scores.score_names import CONTROLS, parse
 from evaluation.scoring.evaluator import Evaluator, Setting
 from evaluation.scoring.pipeline import evaluate
 from evaluation.sources.opening import open_source
-from tests.scored import write_pictures, write_run, write_shards
+from tests.scored import write_images, write_run, write_shards
 from tests.test_during_training import config, shards, weights  # noqa: F401
 from tests.test_evaluator import ALONE, CPU, Means, means  # noqa: F401
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -56,7 +56,7 @@ def penalty_of(features: Tensor, strength: float) -> float:
     return strength * float((x - x.mean(dim=0)).square().sum()) / x.shape[1]
 
 
-@pytest.mark.parametrize("count, width", [(60, 9), (20, 50)])  # more features than pictures as well
+@pytest.mark.parametrize("count, width", [(60, 9), (20, 50)])  # more features than images as well
 @pytest.mark.parametrize("strength", [1e-3, 1.0])
 def test_the_regression_is_that_of_the_normal_equations(monkeypatch, count, width, strength):
     monkeypatch.setattr(ridge, "STRENGTHS", (strength,))
@@ -70,8 +70,8 @@ def test_the_regression_is_that_of_the_normal_equations(monkeypatch, count, widt
 
 
 @pytest.mark.parametrize("count, width", [(30, 6), (12, 20)])
-def test_residuals_left_out_are_those_of_teaching_without_the_pictures(monkeypatch, count, width):
-    """One picture, and pairs; the penalty stays that of the whole set."""
+def test_residuals_left_out_are_those_of_teaching_without_the_images(monkeypatch, count, width):
+    """One image, and pairs; the penalty stays that of the whole set."""
     monkeypatch.setattr(ridge, "STRENGTHS", (0.1,))
     features, targets = draw(count, width, 0), draw(count, 3, 1)
     found, penalty = ridge.fit(features, targets), penalty_of(features, 0.1)
@@ -102,7 +102,7 @@ def test_the_strength_is_the_one_of_the_least_leave_one_out_error():
     assert min(ridge.STRENGTHS) < ridge.fit(features, targets).strength < max(ridge.STRENGTHS)
 
 
-def test_fresh_pictures_that_show_their_text_are_found_and_shuffled_captions_by_chance():
+def test_fresh_images_that_show_their_text_are_found_and_shuffled_captions_by_chance():
     taught, fresh = texts_of(400), texts_of(600, seed=5)
     reader = text_probe.fit(shown(taught), taught)
     found = text_probe.judge(reader, shown(fresh, seed=6), fresh, names(600))
@@ -115,7 +115,7 @@ def test_fresh_pictures_that_show_their_text_are_found_and_shuffled_captions_by_
 
 
 @pytest.mark.parametrize("width", [16, 256])
-def test_pictures_that_show_nothing_are_at_chance_fresh_or_left_out(width):
+def test_images_that_show_nothing_are_at_chance_fresh_or_left_out(width):
     """With 256 directions for 300 texts each is nearly alone in its own: left out alone, it would be nearly last."""
     taught, tops, left_out = texts_of(300, width), [], []
     for seed in range(4):
@@ -127,7 +127,7 @@ def test_pictures_that_show_nothing_are_at_chance_fresh_or_left_out(width):
 
 
 def test_ranks_by_hand(monkeypatch):
-    """Of fewer than 100 captions each picture chooses from all, by the cosine from the mean of the real vectors."""
+    """Of fewer than 100 captions each image chooses from all, by the cosine from the mean of the real vectors."""
     monkeypatch.setattr(ridge, "STRENGTHS", (0.3,))
     taught, fresh = texts_of(40, 5), texts_of(30, 5, seed=5)
     features, drawn = shown(taught, 8, noise=0.6), shown(fresh, 8, noise=0.6, seed=6)
@@ -140,7 +140,7 @@ def test_ranks_by_hand(monkeypatch):
 
 
 def test_left_out_ranks_by_hand(monkeypatch):
-    """Each comparison by a reader taught without both pictures, seen from the mean of the vectors it was taught."""
+    """Each comparison by a reader taught without both images, seen from the mean of the vectors it was taught."""
     monkeypatch.setattr(ridge, "STRENGTHS", (0.3,))
     count, texts = 14, texts_of(14, 5)
     features, captions = shown(texts, 8, noise=0.6), [*names(12), "dish 0", "dish 4"]
@@ -186,7 +186,7 @@ def test_what_all_captions_share_does_not_decide():
     assert found[0] == pytest.approx(found[1], abs=0.01) and found[0] > 0.5
 
 
-def test_more_features_than_pictures_and_constant_ones():
+def test_more_features_than_images_and_constant_ones():
     taught, fresh = texts_of(150, 8), texts_of(200, 8, seed=5)
     constant = torch.full((200, 30), 4.2)
     features, drawn = (torch.cat([x, constant[: len(x)]], dim=1)
@@ -195,7 +195,7 @@ def test_more_features_than_pictures_and_constant_ones():
     assert text_probe.judge(reader, drawn, fresh, names(200)).top(10) > 0.99
     alike = text_probe.judge(reader, drawn[:1].expand(200, -1), fresh, names(200))
     assert alike.top(10) == pytest.approx(0.1, abs=0.09) and alike.ranks.unique().numel() > 50
-    mean = reader.mean.expand(200, -1)  # a picture that says nothing ties with all
+    mean = reader.mean.expand(200, -1)  # an image that says nothing ties with all
     assert text_probe.judge(reader, mean, fresh, names(200)).top(10) == pytest.approx(0.1)
 
 
@@ -209,9 +209,9 @@ def test_top_places_share_ties():
 def test_what_cannot_be_taught_is_one_line():
     texts = texts_of(30)
     for features, vectors, message in (
-        (torch.ones(30, 4), texts, "the features of the 30 real pictures are all equal"),
-        (draw(30, 4, 0), texts[:1].expand(30, -1), "the text vectors of the 30 real pictures are all equal"),
-        (draw(30, 4, 0), texts[:29], "30 pictures have 29 text vectors"),
+        (torch.ones(30, 4), texts, "the features of the 30 real images are all equal"),
+        (draw(30, 4, 0), texts[:1].expand(30, -1), "the text vectors of the 30 real images are all equal"),
+        (draw(30, 4, 0), texts[:29], "30 images have 29 text vectors"),
         (draw(2, 4, 0), texts[:2], "the text probe needs at least 3"),
         (torch.full((30, 4), torch.nan), texts, "NaN"),
     ):
@@ -235,7 +235,7 @@ def scored(real, fake, metrics: str = "text_probe", **setting) -> dict:
 
 
 def test_the_engine_reads_vectors_from_shards_and_checkpoints(means, tmp_path):  # noqa: F811
-    """The real pictures against themselves are read by a reader that has seen them, the left out ones are not."""
+    """The real images against themselves are read by a reader that has seen them, the left out ones are not."""
     real = open_source(write_shards(tmp_path / "shards", 120))
     same = scored(real, real)
     assert list(same["scores"]) == [f"{name}_64" for name in NAMES]
@@ -279,14 +279,14 @@ def test_few_captions_are_told_of(means, tmp_path):  # noqa: F811
 def test_what_lacks_vectors_is_one_line(means, tmp_path):  # noqa: F811
     """Before anything is computed; and no other metric loses its score by it."""
     shard_source = open_source(write_shards(tmp_path / "shards", 70))
-    folder = write_pictures(tmp_path / "folder", 70, (16, 16))
-    for picture in folder.rglob("*.png"):
-        picture.with_suffix(".txt").write_text(f"dish {picture.stem}")
+    folder = write_images(tmp_path / "folder", 70, (16, 16))
+    for image in folder.rglob("*.png"):
+        image.with_suffix(".txt").write_text(f"dish {image.stem}")
     plain = open_source(folder)
     for real, fake in ((plain, shard_source), (shard_source, plain)):
         with pytest.raises(UserError, match="--real a shard folder, --fake a checkpoint or shards; .*folder has none"):
             scored(real, fake)
-    assert means.pictures == 0
+    assert means.images == 0
     found = scored(shard_source, plain, "fid,text_probe")
     assert found["scores"]["text_top10_64"] is None and found["scores"]["fid_64"] > 0
     assert any(note.startswith("no text_probe: ") for note in found["notes"])

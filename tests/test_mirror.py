@@ -1,4 +1,4 @@
-"""--mirror: real pictures flipped by (seed, position) alone; whatever else looks at the data sees them as they are."""
+"""--mirror: real images flipped by (seed, position) alone; whatever else looks at the data sees them as they are."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ STEPS = 6
 
 
 def shown(shard_folder: Path, steps: int = STEPS, first_row: int = 0, **options) -> dict[str, list[Tensor]]:
-    """Per phase the real pictures of each micro-batch of some steps, from the process whose rows begin there."""
+    """Per phase the real images of each micro-batch of some steps, from the process whose rows begin there."""
     one, found = lone_trainer(shard_folder, **options), {"D": [], "G": []}
     if first_row:  # the second of two processes
         one.share, one.parts = slice(first_row, 8), one.parts // 2
     inputs = one.inputs
 
     def remembering(batch: Batch, noise: draws.StepDraws, z: str, *rest, **named):
-        found[z[-1]].append(batch.pictures.clone())
+        found[z[-1]].append(batch.images.clone())
         return inputs(batch, noise, z, *rest, **named)
 
     one.inputs = remembering
@@ -36,24 +36,24 @@ def shown(shard_folder: Path, steps: int = STEPS, first_row: int = 0, **options)
 
 
 def drawn(count: int, seed: int = 0) -> Tensor:
-    """bool [count]: whether the picture at a position is flipped."""
+    """bool [count]: whether the image at a position is flipped."""
     return torch.tensor([bool(draws.integer(2, seed, "mirror", position)) for position in range(count)])
 
 
 def expected(shard_folder: Path, count: int) -> Tensor:
-    """uint8 [count, 3, R, R]: by the definition, picture by picture."""
+    """uint8 [count, 3, R, R]: by the definition, image by image."""
     dataset = ShardDataset(ShardSet(shard_folder), seed=0)
-    pictures, backwards = [dataset[position].picture for position in range(count)], torch.arange(15, -1, -1)
-    return torch.stack([p[:, :, backwards] if f else p for p, f in zip(pictures, drawn(count), strict=True)])
+    images, backwards = [dataset[position].image for position in range(count)], torch.arange(15, -1, -1)
+    return torch.stack([p[:, :, backwards] if f else p for p, f in zip(images, drawn(count), strict=True)])
 
 
-def test_off_is_the_pictures_as_they_are(shard_folder):
+def test_off_is_the_images_as_they_are(shard_folder):
     dataset = ShardDataset(ShardSet(shard_folder), seed=0)
-    pictures = torch.cat(shown(shard_folder, mirror=False)["D"])
-    assert torch.equal(pictures, torch.stack([dataset[position].picture for position in range(8 * STEPS)]))
+    images = torch.cat(shown(shard_folder, mirror=False)["D"])
+    assert torch.equal(images, torch.stack([dataset[position].image for position in range(8 * STEPS)]))
 
 
-def test_on_is_the_same_pictures_flipped_where_drawn(shard_folder):
+def test_on_is_the_same_images_flipped_where_drawn(shard_folder):
     plain, found = (torch.cat(shown(shard_folder, mirror=mirror)["D"]) for mirror in (False, True))
     flipped = drawn(8 * STEPS)
     assert 0.3 < flipped.float().mean() < 0.7
@@ -70,7 +70,7 @@ def test_half_of_all_positions_are_flipped_whatever_the_seed():
         assert abs(share.float().mean().item() - 0.5) < 4 * 0.5 / 4000**0.5
 
 
-def test_both_phases_see_the_same_pictures(shard_folder):
+def test_both_phases_see_the_same_images(shard_folder):
     """With two steps of D the phase of G goes on with the second one's, as it does without flips."""
     found = shown(shard_folder, mirror=True, d_steps=2, batch_gpu=4)
     assert torch.equal(torch.cat(found["D"]), expected(shard_folder, 16 * STEPS))
@@ -92,7 +92,7 @@ def test_a_second_process_flips_its_rows_as_one_process_does(shard_folder):
 
 @pytest.mark.dist
 def test_two_processes_are_one_process_in_two_micro_batches(shard_folder, tmp_path):
-    """Four pictures at once in both: the same sums, so the same bits."""
+    """Four images at once in both: the same sums, so the same bits."""
     options = {**QUIET, "iters": 3, "r1_interval": 2, "mirror": True}
     train(shard_folder, tmp_path / "one", batch_gpu=4, **options)
     run_training(shard_folder, tmp_path / "two", processes=2, **options)
@@ -110,14 +110,14 @@ def test_resumed_it_goes_on_bitwise_and_it_is_another_training_than_without(shar
     assert [name for name in TENSORS if (whole / name).read_bytes() == (plain / name).read_bytes()] == []
 
 
-def test_weights_do_not_move_by_the_option_where_every_picture_is_its_own_mirror_image(shard_folder, monkeypatch):
-    """Only the real pictures are flipped: the noise, the captions and the generated ones stay."""
+def test_weights_do_not_move_by_the_option_where_every_image_is_its_own_mirror_image(shard_folder, monkeypatch):
+    """Only the real images are flipped: the noise, the captions and the generated ones stay."""
     found = []
     for mirror in (False, True):
         one = lone_trainer(shard_folder, mirror=mirror)
         fetch = one.feed.take
         one.feed.take = lambda fetch=fetch: [
-            [batch._replace(pictures=torch.maximum(batch.pictures, batch.pictures.flip(3))) for batch in parts]
+            [batch._replace(images=torch.maximum(batch.images, batch.images.flip(3))) for batch in parts]
             for parts in fetch()
         ]
         for _ in range(2):
@@ -128,8 +128,8 @@ def test_weights_do_not_move_by_the_option_where_every_picture_is_its_own_mirror
         assert all(torch.equal(plain[name], mirrored[name]) for name in plain)
 
 
-def test_what_is_scored_and_drawn_keeps_the_pictures_as_they_are(shard_folder, tmp_path):
-    """Networks that stand still: the same sample grid, and the same distance to the real pictures."""
+def test_what_is_scored_and_drawn_keeps_the_images_as_they_are(shard_folder, tmp_path):
+    """Networks that stand still: the same sample grid, and the same distance to the real images."""
     still = {"iters": 1, "lr_g": 1e-30, "lr_d": 1e-30, "score": "swd", "sample_every": 1}
     found = []
     for mirror in (False, True):

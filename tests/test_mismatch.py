@@ -1,4 +1,4 @@
-"""--mismatch_cosine: which captions of other pictures count as mismatched, with vectors made for it."""
+"""--mismatch_cosine: which captions of other images count as mismatched, with vectors made for it."""
 
 import itertools
 import math
@@ -41,14 +41,14 @@ CAPTIONS = {
 
 
 def folder_of(place: Path, captions: dict[str, dict[str, list[float]]]) -> ShardSet:
-    pictures, vectors = place / "in", place / "vectors"
-    pictures.mkdir()
+    images, vectors = place / "in", place / "vectors"
+    images.mkdir()
     vectors.mkdir()
     for name, texts in captions.items():
-        Image.new("RGB", (16, 16)).save(pictures / f"{name}.png")
-        (pictures / f"{name}.txt").write_text("\n".join(texts) + "\n")
+        Image.new("RGB", (16, 16)).save(images / f"{name}.png")
+        (images / f"{name}.txt").write_text("\n".join(texts) + "\n")
         np.save(vectors / f"{name}.npy", np.array(list(texts.values()), dtype=np.float32))
-    return build(pictures, place / "out", embeddings=vectors, encoder="hashing")
+    return build(images, place / "out", embeddings=vectors, encoder="hashing")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def drawn(shards: ShardSet, cosine: float) -> set[tuple[str, str]]:
-    """(picture, mismatched caption) as they come in POSITIONS visits; '-' where none was found."""
+    """(image, mismatched caption) as they come in POSITIONS visits; '-' where none was found."""
     dataset, found = ShardDataset(shards, seed=0, mismatch_cosine=cosine), set()
     for position in range(POSITIONS):
         number = dataset.sample_at(position)
@@ -84,13 +84,13 @@ def test_exactly_what_lies_below_it_to_all_captions_is_drawn(shards, cosine):
 def test_a_synonym_at_090_is_one_at_080_and_a_mismatch_at_0999(shards):
     pairs = {("0", "sofa"), ("1", "couch"), ("3", "soup")}
     assert not pairs & drawn(shards, 0.8) and pairs <= drawn(shards, 0.999)
-    assert ("2", "stew") not in drawn(shards, 0.8)  # though it is far from the picture's other caption
+    assert ("2", "stew") not in drawn(shards, 0.8)  # though it is far from the image's other caption
     assert ("2", "a dish") not in drawn(shards, 0.8) and ("2", "a dish") in drawn(shards, 0.88)
     assert ("0", "soup") in drawn(shards, 0.8)
 
 
 @pytest.mark.parametrize("cosine", [0.8, 0.999, 1.0])
-def test_captions_of_one_picture_are_never_a_mismatch(shards, cosine):
+def test_captions_of_one_image_are_never_a_mismatch(shards, cosine):
     own = {(name, caption) for name, texts in CAPTIONS.items() for caption in texts}
     assert not own & drawn(shards, cosine)
 

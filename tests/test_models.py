@@ -31,7 +31,7 @@ def test_generator_shape_and_range(resolution, norm):
 
 
 @pytest.mark.parametrize("resolution,scales", [(16, 1), (16, 2), (64, 3), (256, 2)])
-def test_discriminator_gives_a_logit_per_picture_and_scale(resolution, scales):
+def test_discriminator_gives_a_logit_per_image_and_scale(resolution, scales):
     config = tiny(resolution=resolution, d_scales=scales)
     _, text, images = inputs(config)
     (verdict,) = Discriminator(config)(Look(images, text, text.flip(0)))
@@ -40,7 +40,7 @@ def test_discriminator_gives_a_logit_per_picture_and_scale(resolution, scales):
     assert (verdict.logits[0] - verdict.mismatched[0]).abs().min() > 0
 
 
-def test_text_and_noise_both_change_the_picture():
+def test_text_and_noise_both_change_the_image():
     config = tiny()
     z, text, _ = inputs(config)
     G = Generator(config).eval()
@@ -48,7 +48,7 @@ def test_text_and_noise_both_change_the_picture():
     assert (base - other_text).abs().mean() > 1e-3 and (base - other_z).abs().mean() > 1e-3
 
 
-def test_group_norm_pictures_do_not_depend_on_the_batch_but_batch_norm_ones_do():
+def test_group_norm_images_do_not_depend_on_the_batch_but_batch_norm_ones_do():
     for norm, equal in (("group", True), ("batch", False)):
         config = tiny(g_norm=norm)
         z, text, _ = inputs(config)
@@ -69,7 +69,7 @@ def test_every_discriminator_weight_has_spectral_norm_at_most_one():
 
 
 def test_r1_leaves_autocast_from_within():
-    """Under bf16 autocast the logits are coarse; those of penalised pictures equal the fp32 ones."""
+    """Under bf16 autocast the logits are coarse; those of penalised images equal the fp32 ones."""
     config = tiny()
     D = Discriminator(config).eval()
     _, text, images = inputs(config)

@@ -12,7 +12,7 @@ from evaluation.sources import opening
 from evaluation.sources.generated import generated_source
 from evaluation.sources.opening import open_source
 from evaluation.sources.source import Source, chosen
-from tests.scored import Sensitive, load_sensitive, pictures_of, untrained, write_run, write_shards
+from tests.scored import Sensitive, images_of, load_sensitive, untrained, write_run, write_shards
 from toolkit.data.shard_reader import ShardSet
 
 SIZES = {"resolution": 32, "base_ch": 8}
@@ -35,7 +35,7 @@ def test_it_draws_what_its_checkpoint_draws(prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "load_generator", load_sensitive)
     stored = open_source(write_run(tmp_path / "run", **SIZES), count=40, prompts=prompts)
     source = in_memory(Sensitive(untrained(**SIZES)).eval(), prompts)
-    assert torch.equal(pictures_of(source), pictures_of(stored)) and source.captions == stored.captions
+    assert torch.equal(images_of(source), images_of(stored)) and source.captions == stored.captions
 
 
 def test_drawing_leaves_network_and_random_states_as_they_were(prompts):
@@ -44,12 +44,12 @@ def test_drawing_leaves_network_and_random_states_as_they_were(prompts):
     modes = [part.training for part in network.modules()]
     before = {name: value.clone() for name, value in network.state_dict().items()}
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    trained = pictures_of(in_memory(network, prompts))
+    trained = images_of(in_memory(network, prompts))
     assert [part.training for part in network.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])
-    assert torch.equal(trained, pictures_of(in_memory(network.eval(), prompts)))
+    assert torch.equal(trained, images_of(in_memory(network.eval(), prompts)))
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
 
 
@@ -57,7 +57,7 @@ def test_modes_come_back_after_an_error(prompts):
     network = untrained(**SIZES).train()
     network.to_rgb = nn.Linear(1, 1)
     with pytest.raises(RuntimeError):
-        pictures_of(in_memory(network, prompts))
+        images_of(in_memory(network, prompts))
     assert all(part.training for part in network.modules())
 
 
@@ -70,12 +70,12 @@ def test_what_training_has_switched_on_is_off_meanwhile(prompts):
         return torch.get_float32_matmul_precision(), cudnn.benchmark, torch.is_autocast_enabled("cpu")
 
     network.register_forward_hook(lambda *_: seen.append(state()))
-    expected, before = pictures_of(in_memory(network, prompts)), state()
+    expected, before = images_of(in_memory(network, prompts)), state()
     try:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(pictures_of(in_memory(network, prompts)), expected)
+            assert torch.equal(images_of(in_memory(network, prompts)), expected)
             assert state() == ("high", True, True)
     finally:
         torch.set_float32_matmul_precision(before[0])

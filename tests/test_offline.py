@@ -1,4 +1,4 @@
-"""From pictures to scores on a machine without network: whoever opens a connection fails."""
+"""From images to scores on a machine without network: whoever opens a connection fails."""
 
 import json
 from pathlib import Path

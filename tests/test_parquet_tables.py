@@ -24,7 +24,7 @@ def table(folder: Path, name: str = "captions.parquet", row_group: int | None = 
     return folder / name
 
 
-def pictures(folder: Path, *names: str) -> None:
+def images(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name)
@@ -37,7 +37,7 @@ def found(folder: Path, rules: CaptionRules = RULES) -> tuple[dict, list]:
 
 @pytest.mark.parametrize("name", ["captions.parquet", "metadata.parquet"])
 def test_captions_and_faults_by_row(tmp_path: Path, name: str) -> None:
-    pictures(tmp_path, "a.png", "b/ž.png", "bare.png")
+    images(tmp_path, "a.png", "b/ž.png", "bare.png")
     files = ["./a.png", "b/ž.png", "a.png", "a.png", "gone.png", "../a.png", None, "", "a.png"]
     texts = ["ćevapi", "борщ 🍲", "ćevapi", "two", "x", "x", "x", "x", None]
     table(tmp_path, name, file_name=files, text=texts)
@@ -55,7 +55,7 @@ def test_captions_and_faults_by_row(tmp_path: Path, name: str) -> None:
 
 
 def test_lists_dictionaries_and_other_types(tmp_path: Path) -> None:
-    pictures(tmp_path, *(f"{i}.png" for i in range(4)))
+    images(tmp_path, *(f"{i}.png" for i in range(4)))
     files = pyarrow.array([f"{i}.png" for i in range(4)]).dictionary_encode()
     table(tmp_path, file=files, captions=pyarrow.array([["one", "uno"], ["two"], [], None]))
     captions, problems = found(tmp_path)
@@ -81,7 +81,7 @@ def test_lists_dictionaries_and_other_types(tmp_path: Path) -> None:
 )
 def test_where(tmp_path: Path, where: str, expected: str) -> None:
     names = ["0.png", "1.png", "2.png"]
-    pictures(tmp_path, *names)
+    images(tmp_path, *names)
     days = [datetime.date(2020, 2, day) for day in (28, 29, 1)]
     columns = {"split": ["train", "test", "train"], "n": [1, None, 3], "good": [True, True, False]}
     table(tmp_path, file=names, caption=["x", "y", "z"], score=[0.5, 1.0, 2.0], day=days, **columns)
@@ -89,14 +89,14 @@ def test_where(tmp_path: Path, where: str, expected: str) -> None:
 
 
 def test_where_without_such_a_row(tmp_path: Path) -> None:
-    pictures(tmp_path, "0.png")
+    images(tmp_path, "0.png")
     table(tmp_path, file=["0.png"], caption=["x"], split=["train"])
     with pytest.raises(UserError, match="--where split=tset: no row of .*captions.parquet has that.*one of: train"):
         found(tmp_path, CaptionRules(where="split=tset"))
 
 
 def test_columns_are_looked_for_before_any_row(tmp_path: Path) -> None:
-    pictures(tmp_path, "0.png")
+    images(tmp_path, "0.png")
     path = table(tmp_path, photo=["0.png"] * 3, alt=["x"] * 3)
     with pytest.raises(UserError) as error:
         found(tmp_path)
@@ -115,7 +115,7 @@ def test_rows_count_on_over_batches_and_row_groups(tmp_path: Path) -> None:
 
 
 def test_a_byte_that_is_no_text_costs_its_caption_alone(tmp_path: Path) -> None:
-    pictures(tmp_path, "0.png", "1.png", "2.png")
+    images(tmp_path, "0.png", "1.png", "2.png")
     texts = pyarrow.array([b"caf\xe9", "café".encode(), b"fine", b"caf\xe9"]).view(pyarrow.string())
     lists = pyarrow.ListArray.from_arrays([0, 2, 3, 4], texts)
     places = [f"captions.parquet:{row}" for row in (1, 3)]
@@ -128,7 +128,7 @@ def test_a_byte_that_is_no_text_costs_its_caption_alone(tmp_path: Path) -> None:
 
 def test_values_that_python_lacks_cost_their_row_alone(tmp_path: Path) -> None:
     """The year 29349."""
-    pictures(tmp_path, "0.png", "1.png")
+    images(tmp_path, "0.png", "1.png")
     days = pyarrow.array([10**7, 1], pyarrow.int32()).cast(pyarrow.date32())
     table(tmp_path, file=["0.png", "1.png"], caption=["x", "y"], day=days)
     captions, problems = found(tmp_path, CaptionRules(where="day=1970-01-02"))
@@ -136,9 +136,9 @@ def test_values_that_python_lacks_cost_their_row_alone(tmp_path: Path) -> None:
     assert problems[0].path == "captions.parquet:1" and problems[0].reason.startswith("bad value: ")
 
 
-def test_pictures_inside_the_table_are_refused_in_few_words(tmp_path: Path) -> None:
-    """As some hubs publish them; the message must not be the picture."""
-    pictures(tmp_path, "0.png")
+def test_images_inside_the_table_are_refused_in_few_words(tmp_path: Path) -> None:
+    """As some hubs publish them; the message must not be the image."""
+    images(tmp_path, "0.png")
     table(tmp_path, image=[{"bytes": bytes(10**6), "path": None}], text=["x"])
     captions, problems = found(tmp_path)
     assert captions == {} and problems[0].reason.startswith("no file name: found {'bytes': b'")

@@ -18,7 +18,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_distance_is_zero_for_equal_pictures_and_per_sample(weights):
+def test_distance_is_zero_for_equal_images_and_per_sample(weights):
     distance = PerceptualDistance(weights)
     x, y = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     assert distance(x, x).tolist() == [0.0, 0.0]
@@ -27,7 +27,7 @@ def test_distance_is_zero_for_equal_pictures_and_per_sample(weights):
     torch.testing.assert_close(both[1:], distance(x[1:], y[1:]))
 
 
-def test_gradient_reaches_the_picture_and_the_layers_are_activations(weights):
+def test_gradient_reaches_the_image_and_the_layers_are_activations(weights):
     distance = PerceptualDistance(weights)
     x = torch.zeros(1, 3, 32, 32, requires_grad=True)
     distance(x, torch.ones(1, 3, 32, 32)).sum().backward()

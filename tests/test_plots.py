@@ -22,8 +22,8 @@ PLAIN = {
     "clip_fd": "Fréchet distances (lower", "dinov2_fd": "Fréchet distances (lower", "joint_fd": "Fréchet distances",
     "clip_score": "CLIP score (higher", "clip_score_shuffled": "CLIP score (higher",
     "r_precision": "own caption found", "r_precision_shuffled": "own caption found", "median_rank": "rank of the own",
-    "authenticity": "authenticity (higher", "diversity": "prompt's pictures", "diversity_real": "prompt's pictures",
-    "vendi": "Vendi", "vendi_real": "Vendi", "nearest_distance": "nearest training picture",
+    "authenticity": "authenticity (higher", "diversity": "prompt's images", "diversity_real": "prompt's images",
+    "vendi": "Vendi", "vendi_real": "Vendi", "nearest_distance": "nearest training image",
 }  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def line(step: int, **values) -> dict:
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """draw(lines, events) -> the figure plot_training made, whose file is a picture."""
+    """draw(lines, events) -> the figure plot_training made, whose file is an image."""
 
     def made(lines: list[dict], events: list[dict] | str = ()) -> Figure:
         figures = []
@@ -41,8 +41,8 @@ def draw(tmp_path, monkeypatch):
         (tmp_path / "training_log.json").write_text("".join(json.dumps(one) + "\n" for one in lines))
         (tmp_path / "events.json").write_text("".join(json.dumps(one) + "\n" for one in events) + '{"step": 1, "le')
         path = plots.plot_training(tmp_path)
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.getextrema() != ((255, 255),) * 4
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.getextrema() != ((255, 255),) * 4
         assert not list(tmp_path.glob(".*")) and path == tmp_path / "training_plots.png"
         return figures[0]
 
@@ -90,7 +90,7 @@ def test_only_panels_with_data_are_drawn(draw):
             "share of steps skipped for overflow", "score (lower is better)"} <= found.keys()  # fmt: skip
     assert len(found) == 10
     assert [text.get_text() for text in found["R1, R2 penalty (before their weights)"].get_legend().texts] == ["r1"]
-    assert found["diversity, text sensitivity (share of real pictures')"].lines[0].get_marker() == "."
+    assert found["diversity, text sensitivity (share of real images')"].lines[0].get_marker() == "."
 
 
 def test_a_curve_is_what_the_log_holds(draw):
@@ -206,7 +206,7 @@ def evaluated(run: Path, step: int, images_seen: int, **scores) -> None:
     (run / "evaluations" / f"step_{step:07d}.json").write_text(json.dumps(content))
 
 
-def test_scores_of_evaluations_stand_against_the_pictures_seen_each_kind_by_itself(tmp_path, draw):
+def test_scores_of_evaluations_stand_against_the_images_seen_each_kind_by_itself(tmp_path, draw):
     """Diversity is measured at every sample grid, too: two panels, two axes."""
     every = {"kid_low": 0.01, "kid_high": 0.03, "kid_std": 0.01, "inception_score_std": 1.0, "unheard_of": 5.0}
     evaluated(tmp_path, 10, 500, fid_768=90.0, kid=0.02, recall=0.1, precision=0.5, diversity=0.4, **every)
@@ -214,12 +214,12 @@ def test_scores_of_evaluations_stand_against_the_pictures_seen_each_kind_by_itse
     found = panels(draw([line(10, diversity=0.9), line(20, diversity=0.8)]))
     axis = found["Fréchet distances (lower is better)"]
     assert curves(axis, "fid_768") == [([0.5, 1.5], [90.0, 60.0], "-")] and curves(axis, "clip_fd")[0][0] == [1.5]
-    assert axis.get_xlabel() == "thousand pictures seen" and 1.5 < axis.get_xlim()[1] < 1.6
+    assert axis.get_xlabel() == "thousand images seen" and 1.5 < axis.get_xlim()[1] < 1.6
     shares = found["quality, variety, authenticity (higher is better)"]
     assert [text.get_text() for text in shares.get_legend().texts] == ["recall", "precision"]
     assert curves(found["KID (lower is better)"], "kid")[0][:2] == ([0.5], [0.02])
-    assert curves(found["diversity of a prompt's pictures"], "diversity")[0][:2] == ([0.5, 1.5], [0.4, 0.5])
-    ours = found["diversity, text sensitivity (share of real pictures')"]
+    assert curves(found["diversity of a prompt's images"], "diversity")[0][:2] == ([0.5, 1.5], [0.4, 0.5])
+    ours = found["diversity, text sensitivity (share of real images')"]
     assert curves(ours, "diversity")[0][:2] == ([10, 20], [0.9, 0.8]) and ours.get_xlabel() == "step"
     drawn = [drawn.get_label() for axis in found.values() for drawn in axis.lines]
     assert not [name for name in drawn if name in every]

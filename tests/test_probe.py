@@ -1,4 +1,4 @@
-"""The probe of the sample pictures: distances with known answers, and what must not change them."""
+"""The probe of the sample images: distances with known answers, and what must not change them."""
 
 import math
 
@@ -9,7 +9,7 @@ from toolkit.run_folder.probe import Probe, layout, probe
 
 
 def flat(levels: list, size: int = 32) -> torch.Tensor:
-    """uint8 [..., 3, size, size]: one grey level a picture, so that the distance of two is |a - b| / 255."""
+    """uint8 [..., 3, size, size]: one grey level an image, so that the distance of two is |a - b| / 255."""
     return torch.tensor(levels, dtype=torch.uint8)[..., None, None, None].expand(
         *torch.tensor(levels).shape, 3, size, size
     )
@@ -22,7 +22,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 REALS = flat([0, 60, 120])  # distances 60, 60, 120: mean 80
 
 
-def test_equal_pictures_have_distance_zero():
+def test_equal_images_have_distance_zero():
     assert probe(flat([[7, 7], [7, 7], [7, 7]]), REALS) == Probe(0.0, 0.0)
 
 
@@ -40,7 +40,7 @@ def test_noise_alone_and_text_alone_are_told_apart():
     assert probe(flat([[0, 0], [60, 60], [120, 120]]), REALS) == Probe(0.0, pytest.approx(1.0))
 
 
-def test_real_pictures_as_samples_score_one():
+def test_real_images_as_samples_score_one():
     """Drawn from one distribution, whatever the prompt and the noise: both are 1 up to sampling."""
     coarse = noise(7 * 12, 3, 4, 4).repeat_interleave(8, dim=-1).repeat_interleave(8, dim=-2).view(12, 7, 3, 32, 32)
     found = probe(coarse[:, 1:], coarse[:, 0])
@@ -48,12 +48,12 @@ def test_real_pictures_as_samples_score_one():
 
 
 def test_noise_of_pixels_counts_little_and_colours_count():
-    """White noise of standard deviation s leaves s / 4 in means of 4 x 4 pixels; the level of a picture stays whole."""
+    """White noise of standard deviation s leaves s / 4 in means of 4 x 4 pixels; the level of an image stays whole."""
     generator = torch.Generator().manual_seed(1)
     speckled = 128 + 20 * torch.randn(2, 1, 3, 64, 64, generator=generator)
-    speckled = speckled.round().to(torch.uint8).transpose(0, 1)  # one prompt's two pictures
-    pictures = torch.cat([speckled, speckled])
-    found = probe(pictures, flat([0, 255], 64))
+    speckled = speckled.round().to(torch.uint8).transpose(0, 1)  # one prompt's two images
+    images = torch.cat([speckled, speckled])
+    found = probe(images, flat([0, 255], 64))
     assert found.diversity == pytest.approx(20 / 255 * math.sqrt(2) / 4, rel=0.05) and found.text_sensitivity == 0
     assert layout(flat([51], 64)).numpy() == pytest.approx(0.2, abs=1e-12)
 
@@ -64,9 +64,9 @@ def test_the_layout_has_areas_of_at_least_four_by_four_pixels(size, cells):
 
 
 def test_the_order_of_prompts_and_noise_does_not_matter():
-    pictures, reals = noise(4, 3, 3, 16, 16), noise(4, 3, 16, 16, seed=1)
-    shuffled = probe(pictures[[2, 0, 3, 1]][:, [1, 2, 0]], reals[[2, 0, 3, 1]])
-    assert shuffled == pytest.approx(probe(pictures, reals), rel=1e-12)
+    images, reals = noise(4, 3, 3, 16, 16), noise(4, 3, 16, 16, seed=1)
+    shuffled = probe(images[[2, 0, 3, 1]][:, [1, 2, 0]], reals[[2, 0, 3, 1]])
+    assert shuffled == pytest.approx(probe(images, reals), rel=1e-12)
 
 
 def test_what_cannot_be_told_is_none():

@@ -1,4 +1,4 @@
-"""The published values of CIFAR-10, where its pictures and the real Inception weights are (the check of every port).
+"""The published values of CIFAR-10, where its images and the real Inception weights are (the check of every port).
 
 `TOOLKIT_CIFAR10=DIR TOOLKIT_INCEPTION=FILE pytest tests/test_reference_values.py`: DIR as torchvision keeps it
 (cifar-10-batches-py), FILE as torch-fidelity downloads it. A minute or two on a GPU, hours on a CPU.
@@ -29,18 +29,18 @@ def sides(tmp_path_factory) -> dict[str, Path]:
     found = {}
     for name in ("train", "test"):
         found[name] = tmp_path_factory.mktemp(name)
-        for i, (picture, _) in enumerate(CIFAR10(DATA, train=name == "train")):
-            picture.save(found[name] / f"{i:05d}.png")
+        for i, (image, _) in enumerate(CIFAR10(DATA, train=name == "train")):
+            image.save(found[name] / f"{i:05d}.png")
     return found
 
 
-def test_fid_of_training_and_test_pictures(sides):
+def test_fid_of_training_and_test_images(sides):
     """3.1508 by the first, TensorFlow, code; 3.1525 by its port to PyTorch."""
     report = fid(FidOptions(real=str(sides["train"]), fake=str(sides["test"]), weights=Path(WEIGHTS), batch=256))
     assert report["fid"] == pytest.approx(3.15, abs=0.01)
 
 
-def test_inception_score_of_training_pictures(sides):
+def test_inception_score_of_training_images(sides):
     """11.24 +- 0.20 in the literature, 11.23678 +- 0.0951 by torch-fidelity."""
     report = score(InceptionScoreOptions(fake=str(sides["train"]), weights=Path(WEIGHTS), batch=256))
     assert report["inception_score"] == pytest.approx(11.24, abs=0.02)

@@ -52,14 +52,14 @@ def copy(shard_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_captions_and_file_names_are_text_and_nothing_else(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     rows = [{"file": f"{i}.png", "caption": HOSTILE if i else "ćevapi"} for i in range(3)]
     for row in rows:
-        Image.effect_noise((30, 20), 90).save(pictures / row["file"])
+        Image.effect_noise((30, 20), 90).save(images / row["file"])
     rows.append({"file": "<script>9.png", "caption": "lost"})
-    (pictures / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    create.main(create.CreateOptions(pictures, tmp_path / "out", 16, encoder="hashing"))
+    (images / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    create.main(create.CreateOptions(images, tmp_path / "out", 16, encoder="hashing"))
     page = Page(write(tmp_path / "out"))
     assert "script" not in {tag for tag, _ in page.tags}
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
@@ -82,9 +82,9 @@ def test_equal_shards_give_equal_pages_wherever_they_lie(shard_folder: Path, cop
 
 def test_counts_on_the_page(copy: Path) -> None:
     shown = Page(write(copy, samples=10)).shown
-    assert "Of these, 10 were read" in shown and "14 captions of 10 pictures; 4 have several, 2 at most" in shown
+    assert "Of these, 10 were read" in shown and "14 captions of 10 images; 4 have several, 2 at most" in shown
     shown = Page(write(copy)).shown
-    assert "All samples were read" in shown and "30 captions of 24 pictures; 6 have several, 2 at most" in shown
+    assert "All samples were read" in shown and "30 captions of 24 images; 6 have several, 2 at most" in shown
 
 
 def test_damaged_samples_and_reports_are_named(copy: Path) -> None:
@@ -161,7 +161,7 @@ class TestNearDuplicates:
         looks = np.array([[0b0, 0], [0b11, 0], [0b1111, 0], [0b0, 0], [0b0, 0xFF0000], [0b110011, 0]], dtype=np.uint64)
         assert group(looks, 2).members == [[0, 1, 3]]
 
-    def test_hash_survives_scale_and_jpeg_but_not_another_picture(self, tmp_path: Path) -> None:
+    def test_hash_survives_scale_and_jpeg_but_not_another_image(self, tmp_path: Path) -> None:
         small = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
         one, other = (Image.fromarray(part).resize((128, 128), Image.Resampling.BICUBIC) for part in small)
         one.resize((90, 90)).save(tmp_path / "a.jpg", quality=60)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.running import assert_equal_runs, train
-from tests.test_bad_samples import PICTURE, TEXT, VECTOR, pictures_until_stopped, spoil
+from tests.test_bad_samples import IMAGE, TEXT, VECTOR, images_until_stopped, spoil
 from toolkit.data import feed as feed_module
 from toolkit.data import resident
 from toolkit.data.dataset import BAD_IN_A_ROW, Batch, ShardDataset, batches
@@ -62,9 +62,9 @@ def test_equal_for_a_share_in_parts_from_a_later_position(shard_folder, share, p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("column", [PICTURE, TEXT, VECTOR])
+@pytest.mark.parametrize("column", [IMAGE, TEXT, VECTOR])
 def test_equal_with_damaged_samples(copy, column, workers):
-    """Stand-ins and what is said of them; a sample of which the picture alone is damaged still lends its caption."""
+    """Stand-ins and what is said of them; a sample of which the image alone is damaged still lends its caption."""
     for bad in (3, 4, 11, 20):
         spoil(copy, bad, column, b"\xff" * 4)
     read, indexed = both(copy, workers=workers)
@@ -103,7 +103,7 @@ def test_a_feed_changes_over_after_some_steps_and_nobody_notices(shard_folder, c
     source = fed(shard_folder, "auto", workers=1)
     found = steps_of(source, feed_module.RESIDENT_AFTER + 4, count)
     assert source.resident is not None
-    assert capsys.readouterr().err.count("data: 24 pictures on cpu, 0 MB\n") == 1
+    assert capsys.readouterr().err.count("data: 24 images on cpu, 0 MB\n") == 1
     assert_equal_batches(steps_of(fed(shard_folder, False), feed_module.RESIDENT_AFTER + 4, count), found)
 
 
@@ -117,7 +117,7 @@ def test_a_feed_leaves_a_set_that_is_too_large_where_it_is(shard_folder, monkeyp
 def test_damage_counts_the_same(copy):
     for bad in range(8):
         spoil(copy, bad)
-    told = [pictures_until_stopped(fed(copy, kept, max_bad=0.05)) for kept in (False, True)]
+    told = [images_until_stopped(fed(copy, kept, max_bad=0.05)) for kept in (False, True)]
     assert told[0] == told[1] and told[0][0] > 50 and "more than --max_bad 0.05" in told[0][1]
 
 
@@ -139,7 +139,7 @@ def test_a_quarter_of_the_free_memory_is_taken_unasked(shard_folder, monkeypatch
 def test_what_cannot_fit_is_refused_before_it_is_read(shard_folder, monkeypatch):
     monkeypatch.setattr(resident, "free_memory", lambda device: 10_000)
     monkeypatch.setattr(ShardSet, "read", lambda self, i: pytest.fail("read"))
-    with pytest.raises(UserError, match=r"24 pictures take 0 MB, cpu has 0 MB free; pass --resident false"):
+    with pytest.raises(UserError, match=r"24 images take 0 MB, cpu has 0 MB free; pass --resident false"):
         ResidentSet(ShardSet(shard_folder), CPU, 0, shown=False)
 
 

@@ -1,4 +1,4 @@
-"""What is stored of a picture, against pixels computed by hand or by Pillow alone; and what is left out, by name."""
+"""What is stored of an image, against pixels computed by hand or by Pillow alone; and what is left out, by name."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import pytest
 import webdataset
 from PIL import Image, ImageCms
 
-from shards.building.stored_pictures import PictureRules, store_picture
+from shards.building.stored_images import ImageRules, store_image
 from shards.create import CreateOptions
 from tests.builds import build, pattern, skipped
 from toolkit.data.dataset import read_decoded
@@ -23,24 +23,24 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 def with_captions(folder: Path) -> Path:
     for path in list(folder.iterdir()):
-        path.with_suffix(".txt").write_text("a picture\n")
+        path.with_suffix(".txt").write_text("an image\n")
     return folder
 
 
-def stored(picture: Image.Image, tmp_path: Path, **options) -> np.ndarray:
-    """The square that a build keeps of one picture, as uint8 [size, size, 3]."""
+def stored(image: Image.Image, tmp_path: Path, **options) -> np.ndarray:
+    """The square that a build keeps of one image, as uint8 [size, size, 3]."""
     folder = tmp_path / "in"
     folder.mkdir()
-    picture.save(folder / "a.png")
+    image.save(folder / "a.png")
     shards = build(with_captions(folder), tmp_path / "out", **{"format": "png"} | options)
-    return decode_pixels(shards.read(0).picture)
+    return decode_pixels(shards.read(0).image)
 
 
 def halves(width: int, height: int) -> Image.Image:
     """Red left, blue right."""
-    picture = Image.new("RGB", (width, height), RED)
-    picture.paste(BLUE, (width // 2, 0, width, height))
-    return picture
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(BLUE, (width // 2, 0, width, height))
+    return image
 
 
 @pytest.mark.parametrize("size", [(32, 8), (8, 32), (48, 16)])
@@ -71,9 +71,9 @@ def test_crop_takes_the_centre_square(tmp_path: Path) -> None:
     assert (stored(Image.fromarray(pixels), tmp_path) == pixels[:, 16:32]).all()
 
 
-def jpeg(picture: Image.Image, **options) -> bytes:
+def jpeg(image: Image.Image, **options) -> bytes:
     data = io.BytesIO()
-    picture.save(data, "JPEG", **options)
+    image.save(data, "JPEG", **options)
     return data.getvalue()
 
 
@@ -92,43 +92,43 @@ class TestNone:
         for options in ({"quality": 40}, {"progressive": True}, {"subsampling": 0}, {"comment": b"mine"}):
             data = jpeg(pattern(1, 16), **options)
             (tmp_path / "a.jpg").write_bytes(data)
-            assert store_picture(tmp_path / "a.jpg", rules())[0].members == {"jpg": data}
+            assert store_image(tmp_path / "a.jpg", rules())[0].members == {"jpg": data}
 
     @pytest.mark.parametrize("kind", ["rotated", "profile", "cmyk", "grey", "png"])
     def test_what_decoders_may_show_in_another_way_is_not(self, tmp_path: Path, kind: str) -> None:
-        picture, exif = pattern(1, 16), Image.Exif()
+        image, exif = pattern(1, 16), Image.Exif()
         exif[0x0112] = 6  # to be turned by 90 degrees clockwise
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         data = {
-            "rotated": jpeg(picture, exif=exif, quality=100, subsampling=0),
-            "profile": jpeg(picture, icc_profile=profile),
-            "cmyk": jpeg(picture.convert("CMYK")),
-            "grey": jpeg(picture.convert("L")),
-            "png": (png := io.BytesIO(), picture.save(png, "PNG"))[0].getvalue(),
+            "rotated": jpeg(image, exif=exif, quality=100, subsampling=0),
+            "profile": jpeg(image, icc_profile=profile),
+            "cmyk": jpeg(image.convert("CMYK")),
+            "grey": jpeg(image.convert("L")),
+            "png": (png := io.BytesIO(), image.save(png, "PNG"))[0].getvalue(),
         }[kind]
         (tmp_path / "a.jpg").write_bytes(data)
-        kept = store_picture(tmp_path / "a.jpg", rules(quality=100))[0].members["jpg"]
+        kept = store_image(tmp_path / "a.jpg", rules(quality=100))[0].members["jpg"]
         opened = Image.open(io.BytesIO(kept))
         assert kept != data and (opened.format, opened.mode) == ("JPEG", "RGB")
         assert not opened.getexif() and "icc_profile" not in opened.info
         if kind == "rotated":
-            upright = np.rot90(np.asarray(picture).astype(int), -1)
+            upright = np.rot90(np.asarray(image).astype(int), -1)
             assert np.abs(np.asarray(opened) - upright).mean() < 3
 
 
-def rules(**changed) -> PictureRules:
+def rules(**changed) -> ImageRules:
     fields = {
         "size": 16, "format": "jpg", "quality": 95, "background": (255, 255, 255), "resize_mode": "none",
         "min_side": 0, "max_aspect": 0.0, "keep_originals": False,
     }  # fmt: skip
-    return PictureRules(**fields | changed)
+    return ImageRules(**fields | changed)
 
 
 @pytest.mark.parametrize("size,kept", [((8, 8), True), ((7, 100), False), ((100, 7), False), ((8, 16), True),
                                        ((16, 8), True), ((8, 17), False), ((17, 8), False)])  # fmt: skip
 def test_min_side_and_max_aspect_count_the_upright_source(tmp_path: Path, size: tuple, kept: bool) -> None:
     Image.new("RGB", size).save(tmp_path / "a.png")
-    found = store_picture(tmp_path / "a.png", rules(resize_mode="crop", min_side=8, max_aspect=2.0))
+    found = store_image(tmp_path / "a.png", rules(resize_mode="crop", min_side=8, max_aspect=2.0))
     assert isinstance(found, str) != kept
     if not kept:
         short = "too small" if min(size) < 8 else "too long"
@@ -148,7 +148,7 @@ def test_originals_are_kept_byte_for_byte_and_change_nothing_for_readers(tmp_pat
     assert originals == {f"00000000{i}.original.{suffixes[i]}": source for i, source in enumerate(sources)}
     for i, sample in enumerate(webdataset.WebDataset(str(full.folder / "shard-00000.tar"), shardshuffle=False)):
         one, other = plain.read(i), full.read(i)
-        assert one.picture == other.picture == sample["jpg"] and one.captions == other.captions
+        assert one.image == other.image == sample["jpg"] and one.captions == other.captions
         assert sample[f"original.{suffixes[i]}"] == sources[i] and (one.vectors == other.vectors).all()
     assert i == 2
 
@@ -157,7 +157,7 @@ def test_originals_are_kept_byte_for_byte_and_change_nothing_for_readers(tmp_pat
 def test_originals_of_odd_names_spoil_no_shard(tmp_path: Path, name: str) -> None:
     """A table may name any file; a member .pkl would make every reader refuse the tar."""
     pattern(1).save(tmp_path / name, "PNG")
-    (tmp_path / "captions.jsonl").write_text(json.dumps({"file": name, "text": "a picture"}))
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"file": name, "text": "an image"}))
     build(tmp_path, tmp_path / "out", keep_originals=True)
     with tarfile.open(tmp_path / "out" / "shard-00000.tar") as tar:
         assert tar.extractfile("000000000.original").read() == (tmp_path / name).read_bytes()
@@ -167,16 +167,16 @@ def test_raw_is_read_back_exactly(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     folder = tmp_path / "in"
     folder.mkdir()
-    for i, picture in enumerate(pixels):
-        Image.fromarray(picture).save(folder / f"{i}.png")
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
     shards = build(with_captions(folder), tmp_path / "out", format="raw")
-    for i, picture in enumerate(pixels):
-        assert (decode_pixels(shards.read(i).picture) == picture).all()
+    for i, image in enumerate(pixels):
+        assert (decode_pixels(shards.read(i).image) == image).all()
         _, decoded = read_decoded(shards, i)
-        assert (decoded.permute(1, 2, 0).numpy() == picture).all()
+        assert (decoded.permute(1, 2, 0).numpy() == image).all()
 
 
-def test_every_kind_of_picture_through_a_build(tmp_path: Path) -> None:
+def test_every_kind_of_image_through_a_build(tmp_path: Path) -> None:
     """8 to 16 bits, alpha, palette and CMYK, in golden values: 16 x 16 px, so nothing is resized."""
     folder = tmp_path / "in"
     folder.mkdir()
@@ -188,13 +188,13 @@ def test_every_kind_of_picture_through_a_build(tmp_path: Path) -> None:
         "bits": (Image.fromarray(grey > 30000), np.repeat((grey > 30000)[..., None] * 255, 3, axis=2)),
         "palette": (Image.new("RGB", (16, 16), (1, 2, 3)).quantize(), np.array([1, 2, 3])),
     }
-    for name, (picture, _) in saved.items():
-        picture.save(folder / f"{name}.png")
+    for name, (image, _) in saved.items():
+        image.save(folder / f"{name}.png")
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(folder / "cmyk.jpg", quality=100)
     shards = build(with_captions(folder), tmp_path / "out", format="png", background="blue")
     expected = {**{name: values for name, (_, values) in saved.items()}, "cmyk": np.array(RED)}
     for i, name in enumerate(sorted(expected)):
-        found = decode_pixels(shards.read(i).picture).astype(float)
+        found = decode_pixels(shards.read(i).image).astype(float)
         assert np.abs(found - expected[name]).max() <= (3 if name == "cmyk" else 1), name
 
 

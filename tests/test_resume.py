@@ -23,7 +23,7 @@ from toolkit.run_folder.snapshot import take_snapshot
 from toolkit.training.trainer import Trainer
 
 COURSE = {"iters": 9, "r1_interval": 4}
-"""24 pictures in batches of 8: an epoch ends after steps 3, 6, 9; R1 is computed in steps 1, 5 and 9."""
+"""24 images in batches of 8: an epoch ends after steps 3, 6, 9; R1 is computed in steps 1, 5 and 9."""
 DEFAULTS = {**COURSE, **{name: getattr(TrainConfig(), name) for name in PLAIN}, "g_norm": TrainConfig().g_norm}
 """The recipe that a run has where nothing is said."""
 ADAPTING = {
@@ -64,7 +64,7 @@ def test_where_a_run_stopped_makes_no_difference(shard_folder, tmp_path, uninter
 
 @pytest.mark.parametrize("at", [3, 4])
 def test_the_default_recipe_resumes_bitwise(shard_folder, tmp_path, uninterrupted, at):
-    """Two batches a step: the epochs of 24 pictures end in the middle of one."""
+    """Two batches a step: the epochs of 24 images end in the middle of one."""
     assert DEFAULTS["loss"] == "relativistic" and DEFAULTS["d_steps"] == 2 and DEFAULTS["minibatch_std"]
     stopped_and_resumed(shard_folder, tmp_path, at, **DEFAULTS)
     assert_equal_runs(uninterrupted(**DEFAULTS), tmp_path, 9)
@@ -180,7 +180,7 @@ def test_the_same_command_resumes_by_itself_until_nothing_is_left(shard_folder, 
     before = {path: path.read_bytes() for path in run.glob("ckpt_*/*")}
     train(shard_folder, run, iters=5)
     said = capsys.readouterr().err
-    assert f"resuming from {run / checkpoint_name(5)} at step 5" in said and "done: 5 steps, 40 pictures seen" in said
+    assert f"resuming from {run / checkpoint_name(5)} at step 5" in said and "done: 5 steps, 40 images seen" in said
     assert {path: path.read_bytes() for path in run.glob("ckpt_*/*")} == before and len(logged(run)) == 5
 
 
@@ -233,7 +233,7 @@ def test_d_steps_of_the_command_line_win_unless_they_adapt(shard_folder, tmp_pat
 
 
 def test_a_score_that_fails_costs_the_score_alone(shard_folder, tmp_path, capsys):
-    """FID of 24 pictures is refused: said at the start. What fails later, here the memory, is a warning."""
+    """FID of 24 images is refused: said at the start. What fails later, here the memory, is a warning."""
     with pytest.raises(UserError, match="needs at least 64"):
         train(shard_folder, tmp_path / "few", iters=2, score="fid")
 

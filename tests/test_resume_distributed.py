@@ -1,4 +1,4 @@
-"""Stopped and resumed with several processes, and with another number of them: the same pictures, the same course."""
+"""Stopped and resumed with several processes, and with another number of them: the same images, the same course."""
 
 import json
 import shutil
@@ -32,9 +32,9 @@ def go(shard_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.dist
-def test_two_processes_resume_bitwise_and_other_numbers_of_processes_read_the_same_pictures(go, shard_folder, tmp_path):
+def test_two_processes_resume_bitwise_and_other_numbers_of_processes_read_the_same_images(go, shard_folder, tmp_path):
     """Two processes for 6 steps against 4 + 2 (an epoch has 3); then one process against 1 for 2 steps, 2 up to 4,
-    1 up to 6. Results of one process and two differ in the order of sums only: no norm of G sees the other pictures."""
+    1 up to 6. Results of one process and two differ in the order of sums only: no norm of G sees the other images."""
     whole = go("whole", 2, 6)
     parts = [go("parts", 2, iters) for iters in (4, 6)]
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts", 6)
@@ -67,7 +67,7 @@ def test_two_processes_resume_bitwise_and_other_numbers_of_processes_read_the_sa
 @pytest.mark.parametrize("start", [0, 20, 1000])
 @pytest.mark.parametrize("processes,parts", [(1, 1), (1, 4), (2, 1), (2, 3), (3, 2), (4, 1), (12, 1)])
 def test_any_number_of_processes_and_micro_batches_reads_every_position_once_and_in_order(start, processes, parts):
-    """12 pictures a step: together the processes read `start`, `start` + 1, ... with nothing left out or doubled."""
+    """12 images a step: together the processes read `start`, `start` + 1, ... with nothing left out or doubled."""
     share, streams = 12 // processes, []
     for process in range(processes):
         streams.append(iter(PositionSampler(start, 12, slice(process * share, (process + 1) * share), parts)))

@@ -1,4 +1,4 @@
-"""The page about a run: its pictures and numbers, hostile and damaged files, and what a browser makes of it."""
+"""The page about a run: its images and numbers, hostile and damaged files, and what a browser makes of it."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ MAGENTA = (255, 0, 255)
 
 @pytest.fixture(scope="module")
 def trained(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 steps at 16 px: samples at 2 and 4, a grid of 4 and 2 pictures, scores, events."""
+    """4 steps at 16 px: samples at 2 and 4, a grid of 4 and 2 images, scores, events."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
     train(shard_folder, run, iters=4, sample_every=2, ckpt_every=2, score="swd", score_count=16, lr_g=3e-4)
     return run
@@ -57,11 +57,11 @@ def write(run: Path, **options) -> str:
     return (run / "report.html").read_text(encoding="utf-8")
 
 
-def pictures(page: str) -> list[Image.Image]:
+def images(page: str) -> list[Image.Image]:
     """All that the page carries, decoded."""
     sources = [attrs["src"].partition(",")[2] for tag, attrs in Page(page).tags if tag == "img"]
     found = [Image.open(io.BytesIO(base64.b64decode(source))) for source in sources]
-    return [picture.convert("RGB") for picture in found]
+    return [image.convert("RGB") for image in found]
 
 
 def cells(page: str) -> list[list[str]]:
@@ -70,28 +70,28 @@ def cells(page: str) -> list[list[str]]:
     return [[Page(cell).shown.strip() for cell in row.split("</tr>")[0].split("</td>")[:-1]] for row in rows]
 
 
-def pairs_picture(path: Path, count: int) -> None:
-    """As evaluation.scoring.pairs draws it: the sample a shade of grey, the training picture magenta."""
+def pairs_image(path: Path, count: int) -> None:
+    """As evaluation.scoring.pairs draws it: the sample a shade of grey, the training image magenta."""
     sides = [torch.full((3, 16, 16), 20 * row, dtype=torch.uint8) for row in range(count)]
     real = torch.tensor(MAGENTA, dtype=torch.uint8)[:, None, None].expand(3, 16, 16)
     draw_captioned_grid(torch.stack([one for side in sides for one in (side, real)]), ["a pair"] * count).save(path)
 
 
-def colour(picture: Image.Image) -> tuple[int, ...] | None:
-    """Of a plain picture, but for what JPEG changes; None of any other."""
-    ends = picture.getextrema()
+def colour(image: Image.Image) -> tuple[int, ...] | None:
+    """Of a plain image, but for what JPEG changes; None of any other."""
+    ends = image.getextrema()
     return None if any(high - low > 4 for low, high in ends) else tuple(low for low, _ in ends)
 
 
-def is_magenta(picture: Image.Image) -> bool:
-    found = colour(picture)
+def is_magenta(image: Image.Image) -> bool:
+    found = colour(image)
     return found is not None and max(abs(a - b) for a, b in zip(found, MAGENTA, strict=True)) <= 4
 
 
 class TestTimeline:
-    def test_pictures_are_those_of_the_grids(self, run):
+    def test_images_are_those_of_the_grids(self, run):
         page = write(run)
-        shown = pictures(page)
+        shown = images(page)
         for step in (2, 4):
             grid = Image.open(run / f"sample_{step:07d}.png").convert("RGB")
             for row in range(2):
@@ -115,7 +115,7 @@ class TestTimeline:
         (run / "sample_0000003.png").write_bytes(b"\x89PNG no more")
         page = write(run)
         assert "sample_0000003.png cannot be shown" in Page(page).shown and "Whole grids" in Page(page).shown
-        assert any(one.getpixel((30, 30))[1] < 20 and one.size == (75, 40) for one in pictures(page))
+        assert any(one.getpixel((30, 30))[1] < 20 and one.size == (75, 40) for one in images(page))
 
 
 class TestScores:
@@ -127,13 +127,13 @@ class TestScores:
         evaluate(run, 1, scores={"fid_768": 1.0}, protocol={"n_fake": 10})
         page = write(run)
         rows = {row[0].split()[0]: row[1:] for row in cells(page) if row and "is better" in row[0]}
-        assert rows["fid_768"] == ["30", "", "", "20 at step 2"]  # not the 1.0 of ten pictures
+        assert rows["fid_768"] == ["30", "", "", "20 at step 2"]  # not the 1.0 of ten images
         assert rows["recall_768"] == ["0.2", "", "", "0.3 at step 3"]
         assert rows["kid_768"] == ["0.5", "95 %: 0.4 to 0.6", "", "this one"]
         assert rows["r_precision"][2] == "shuffled captions: 0.011" and rows["joint_fd"][0] == "–"
         assert "fid_768 ↓" in page.replace("</bdi></b>", "").replace("<b><bdi>", "") and "kid_low_768" not in rows
         shown = Page(page).shown
-        assert "biased: N < 10,000" in shown and "1,000 real and 1,000 generated pictures" in shown
+        assert "biased: N < 10,000" in shown and "1,000 real and 1,000 generated images" in shown
         assert "1 evaluation made in another way (n_fake 10 against 1000)" in shown
 
     def test_names(self):
@@ -162,7 +162,7 @@ class TestScores:
 
     def test_controls_are_those_of_the_same_layer(self, run):
         evaluate(run, 4, scores={"diversity_768": 0.5, "diversity_real_768": 0.75, "diversity_real": 9.0})
-        assert [row for row in cells(write(run)) if "diversity_768" in row[0]][0][3] == "real pictures: 0.75"
+        assert [row for row in cells(write(run)) if "diversity_768" in row[0]][0][3] == "real images: 0.75"
 
     def test_the_step_is_found_wherever_it_is_told(self, run):
         evaluate(run, 4, "a.json")
@@ -194,32 +194,33 @@ class TestNeighbours:
         captions = {"caption": "drawn", "training_caption": "learned"}
         return [{"sample": 7 + i, "training": 70 + i, "distance": i / 2} | captions for i in range(count)]
 
-    def test_pairs_stand_beside_each_other(self, run):
-        path = evaluate(run, 4, nearest=self.rows(4), nearest_picture="pairs.png")
-        pairs_picture(path.with_name("pairs.png"), 3)
+    @pytest.mark.parametrize("key", ["nearest_image", "nearest_picture"])  # the latter in reports of earlier versions
+    def test_pairs_stand_beside_each_other(self, run, key):
+        path = evaluate(run, 4, nearest=self.rows(4), **{key: "pairs.png"})
+        pairs_image(path.with_name("pairs.png"), 3)
         page = write(run)
-        shown = pictures(page)
+        shown = images(page)
         places = [i for i, one in enumerate(shown) if is_magenta(one)]
         assert [round(colour(shown[i - 1])[0] / 20) for i in places] == [0, 1, 2]
         said = Page(page).shown
         assert "Exact copies (distance 0): 1." in said and "distance 0.5" in said and "#7" in said and "#70" in said
         assert [row for row in cells(page) if row[-1].endswith("learned")] == [["1.5", "#10 drawn", "#73 learned"]]
 
-    def test_a_picture_laid_out_otherwise_is_shown_whole(self, run):
-        path = evaluate(run, 4, nearest=self.rows(3), nearest_picture="pairs.png")
+    def test_an_image_laid_out_otherwise_is_shown_whole(self, run):
+        path = evaluate(run, 4, nearest=self.rows(3), nearest_image="pairs.png")
         Image.new("RGB", (77, 99), MAGENTA).save(path.with_name("pairs.png"))
         page = write(run)
-        assert [one.size for one in pictures(page) if is_magenta(one)] == [(77, 99)]
+        assert [one.size for one in images(page) if is_magenta(one)] == [(77, 99)]
         assert "#72 learned" in Page(page).shown
 
     @pytest.mark.parametrize("name", ["../secret.png", "/secret.png", "link.png", "..", 7, None])
-    def test_no_other_picture_of_the_disk_is_shown(self, run, name):
+    def test_no_other_image_of_the_disk_is_shown(self, run, name):
         Image.new("RGB", (99, 77), MAGENTA).save(run / "secret.png")
-        path = evaluate(run, 4, nearest=self.rows(3), nearest_picture=name)
+        path = evaluate(run, 4, nearest=self.rows(3), nearest_image=name)
         path.with_name("link.png").symlink_to(run / "secret.png")
         page = write(run)
-        assert "The pictures cannot be shown" in Page(page).shown and "learned" in page
-        assert not any(map(is_magenta, pictures(page)))
+        assert "The images cannot be shown" in Page(page).shown and "learned" in page
+        assert not any(map(is_magenta, images(page)))
 
 
 def test_strings_are_text_and_nothing_else(run):
@@ -256,7 +257,7 @@ def test_damaged_evaluations_are_named_and_skipped(run, capsys):
 def test_any_change_of_a_byte_gives_an_evaluation_or_its_name(run):
     row = {"caption": "a", "count": 1, "clip_score": 2.5, "rank": 1, "diversity": None}
     near = {"sample": 1, "caption": "a", "training": 2, "training_caption": "b", "distance": 0.5}
-    path = evaluate(run, 4, prompts=[row], nearest=[near], nearest_picture="p.png")
+    path = evaluate(run, 4, prompts=[row], nearest=[near], nearest_image="p.png")
     whole, draws = path.read_bytes(), random.Random(0)
     outcomes = set()
     for _ in range(600):

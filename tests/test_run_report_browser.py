@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.running import train
 from tests.test_report import Page
-from tests.test_run_report import evaluate, pairs_picture, write
+from tests.test_run_report import evaluate, pairs_image, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -47,21 +47,21 @@ def browse(page: Path, folder: Path, *arguments: str) -> str:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with")
 def test_in_a_browser(shard_folder, tmp_path, canary):
-    """The DOM after parsing, every picture decoded onto the screen, and no request for what a caption asks for."""
+    """The DOM after parsing, every image decoded onto the screen, and no request for what a caption asks for."""
     run = tmp_path / "tiny"
     train(shard_folder, run, iters=4, sample_every=2, ckpt_every=2, score="swd", score_count=16)
     address = f"http://127.0.0.1:{canary.server_address[1]}"
     caption = f'<img src="{address}/caption"><script>document.title="taken"; fetch("{address}/script")</script>'
     (run / "sample_captions.txt").write_text(f"{caption}\nplain\n")
     rows = [{"sample": 1, "caption": caption, "training": 2, "training_caption": "b", "distance": 0.5}]
-    path = evaluate(run, 4, nearest=rows, nearest_picture="pairs.png", notes=[caption],
+    path = evaluate(run, 4, nearest=rows, nearest_image="pairs.png", notes=[caption],
                     prompts=[{"caption": caption, "count": 1, "clip_score": 2.0}])  # fmt: skip
     evaluate(run, 2)
-    pairs_picture(path.with_name("pairs.png"), 1)
+    pairs_image(path.with_name("pairs.png"), 1)
     write(run)
     dom = browse(run / "report.html", tmp_path, "--dump-dom")
     parsed = Page(dom)
-    for section in ("Samples over the training", "Scores", "Prompts", "Nearest training pictures",
+    for section in ("Samples over the training", "Scores", "Prompts", "Nearest training images",
                     "Curves of the training", "Health", "Options"):  # fmt: skip
         assert f"<h2>{section}</h2>" in dom
     assert "<title>tiny: run</title>" in dom and "script" not in {tag for tag, _ in parsed.tags}
@@ -75,7 +75,7 @@ def test_in_a_browser(shard_folder, tmp_path, canary):
         seen = Image.open(shot).convert("RGB")
         colours = seen.getcolors(2**24)
         magenta = sum(count for count, (red, green, blue) in colours if min(red, blue, 255 - green) > 250)
-        assert seen.width == width and magenta > 60 * 60  # the training picture of the pair, enlarged
+        assert seen.width == width and magenta > 60 * 60  # the training image of the pair, enlarged
     assert canary.asked == []
     (run / "control.html").write_text(caption)
     browse(run / "control.html", tmp_path, "--dump-dom")

@@ -109,7 +109,7 @@ def test_an_overflow_advances_nothing_of_its_network(shard_folder, which):
     assert scale == 2.0**15 and stats["skipped"] == 1 and one.broken == 0
     assert same(average, weights(one.ema.module)) == (which == "G")
     assert (one.step_number, one.ema.updates) == ((1, 1) if which == "G" else (2, 2))
-    assert one.position == 16  # the pictures are spent either way
+    assert one.position == 16  # the images are spent either way
 
 
 @pytest.mark.parametrize("only", [0, 1])

@@ -1,4 +1,4 @@
-"""The same pictures and the same weights file, scored by torch-fidelity, pytorch-fid and clean-fid, and by us.
+"""The same images and the same weights file, scored by torch-fidelity, pytorch-fid and clean-fid, and by us.
 
 `pytest tests/test_score_parity.py -rP` shows the table. Scores of a whole path (files, resize, network, formula) agree
 to 1e-3 of their value, formulas on the same features to 1e-6.
@@ -20,12 +20,12 @@ from evaluation.metrics.inception_score import inception_score
 from evaluation.metrics.kernel_distance import kernel_distance
 from evaluation.metrics.neighbours import manifolds
 from evaluation.sources.opening import open_source
-from tests.inception_files import drawn_pictures, write_partial, write_random
+from tests.inception_files import drawn_images, write_partial, write_random
 from toolkit.data.decoding import fit_square
 from toolkit.data.images import save_png
 
 CPU = torch.device("cpu")
-PICTURES = 12
+IMAGES = 12
 """A side. Parity does not depend on it, the time does."""
 BATCH = 6
 RESIZES = ("pytorch", "legacy")
@@ -33,7 +33,7 @@ SUBSETS = {"kid_subsets": 20, "kid_subset_size": 8}
 
 
 class Sides(NamedTuple):
-    """Two folders of pictures of 64 px, and an Inception file of whose layers `layer` is the last that counts."""
+    """Two folders of images of 64 px, and an Inception file of whose layers `layer` is the last that counts."""
 
     real: Path
     fake: Path
@@ -47,8 +47,8 @@ def drawn(tmp_path_factory) -> Sides:
     folder = tmp_path_factory.mktemp("drawn")
     for name, seed in (("real", 0), ("fake", 1)):
         (folder / name).mkdir()
-        for i, picture in enumerate(drawn_pictures(PICTURES, (64, 64), seed)):
-            save_png(picture // (1 + seed), folder / name / f"{i:03d}.png")
+        for i, image in enumerate(drawn_images(IMAGES, (64, 64), seed)):
+            save_png(image // (1 + seed), folder / name / f"{i:03d}.png")
     return Sides(folder / "real", folder / "fake", write_random(folder / "weights.pth"), 2048)
 
 
@@ -62,7 +62,7 @@ def shallow(drawn) -> Sides:
 def photos(real_data, tmp_path) -> Sides:
     """Two dishes, and the real weights up to layer 768."""
     entries = [json.loads(line) for line in (real_data / "data" / "food101-10" / "captions.jsonl").open()]
-    for name, some in (("real", entries[:PICTURES]), ("fake", entries[-PICTURES:])):
+    for name, some in (("real", entries[:IMAGES]), ("fake", entries[-IMAGES:])):
         (tmp_path / name).mkdir()
         for i, entry in enumerate(some):
             photo = Image.open(real_data / "data" / "food101-10" / entry["file"]).convert("RGB")
@@ -76,7 +76,7 @@ def features(sides: Sides, resize: str, layers: tuple[str, ...] = ()) -> list[di
     extractor = load_inception(layers or (str(sides.layer),), resize, sides.weights, CPU)
     found = []
     for folder in (sides.real, sides.fake):
-        parts = [extractor(pictures) for pictures in open_source(folder).batches(BATCH)]
+        parts = [extractor(images) for images in open_source(folder).batches(BATCH)]
         found.append({tap: torch.cat([part[tap] for part in parts]) for tap in extractor.taps})
     return found
 
@@ -138,8 +138,8 @@ def test_features_of_the_last_layer_are_pytorch_fids(drawn, monkeypatch):
     fid_score, network = _pytorch_fid(monkeypatch, drawn)
     files = sorted(drawn.real.iterdir())[:2]
     theirs = torch.from_numpy(fid_score.get_activations(files, network, 2, 2048, "cpu", num_workers=0)).float()
-    pictures = next(open_source(drawn.real).batches(2))
-    ours, other = (load_inception(("2048",), r, drawn.weights, CPU)(pictures)["inception_2048"] for r in RESIZES)
+    images = next(open_source(drawn.real).batches(2))
+    ours, other = (load_inception(("2048",), r, drawn.weights, CPU)(images)["inception_2048"] for r in RESIZES)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
     assert (other - theirs).abs().max() > 1e-3 * theirs.abs().max()  # the resize matters
 
@@ -151,8 +151,8 @@ def test_clean_fid(data, request, monkeypatch):
     _, network = _pytorch_fid(monkeypatch, sides := request.getfixturevalue(data))
     network.resize_input = network.normalize_input = False
 
-    def extract(pictures: Tensor) -> Tensor:
-        return network((pictures - 128) / 128)[0].mean(dim=(2, 3))
+    def extract(images: Tensor) -> Tensor:
+        return network((images - 128) / 128)[0].mean(dim=(2, 3))
 
     options = {"mode": "clean", "num_workers": 0, "batch_size": BATCH, "device": CPU, "verbose": False}
     folders = str(sides.real), str(sides.fake)
@@ -161,7 +161,7 @@ def test_clean_fid(data, request, monkeypatch):
         "kid": _clean_kid(clean, folders, extract, options),
     }
     real, fake = (side[f"inception_{sides.layer}"] for side in features(sides, "clean"))
-    ours = {"fid": fid_of(real, fake), "kid": kernel_distance(real, fake, subsets=1, subset_size=PICTURES).mean}
+    ours = {"fid": fid_of(real, fake), "kid": kernel_distance(real, fake, subsets=1, subset_size=IMAGES).mean}
     compare(f"clean-fid {data}", ours, theirs)
 
 
@@ -195,7 +195,7 @@ def test_formulas_on_the_same_features(drawn):
     "module", ["cleanfid.fid:frechet_distance", "pytorch_fid.fid_score:calculate_frechet_distance"]
 )
 def test_frechet_formulas_on_the_same_statistics(module):
-    """Full rank: with fewer pictures than features scipy's root itself is off by more than 1e-6."""
+    """Full rank: with fewer images than features scipy's root itself is off by more than 1e-6."""
     name, function = module.split(":")
     theirs = getattr(pytest.importorskip(name, reason=f"{name.split('.')[0]} is not installed"), function)
     generator = torch.Generator().manual_seed(0)
@@ -216,6 +216,6 @@ def _pytorch_fid(monkeypatch, sides: Sides) -> tuple[object, nn.Module]:
 
 
 def _clean_kid(clean, folders: tuple[str, str], extract, options: dict) -> float:
-    """Its subsets are all pictures here, so chance has no part in it but the order of summation."""
+    """Its subsets are all images here, so chance has no part in it but the order of summation."""
     real, fake = (clean.get_folder_features(folder, extract, **options) for folder in folders)
     return clean.kernel_distance(real.astype(np.float64), fake.astype(np.float64), num_subsets=1)

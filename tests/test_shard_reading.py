@@ -26,7 +26,7 @@ class TestSound:
         assert [sample["__key__"] for sample in samples] == [f"{i:09d}" for i in range(24)]
         for i, sample in enumerate(samples):
             mine = shards.read(i)
-            assert sample["png"] == mine.picture
+            assert sample["png"] == mine.image
             assert tuple(sample["txt"].decode().split("\n")) == mine.captions
             vectors = np.atleast_2d(np.load(io.BytesIO(sample["npy"])))
             assert vectors.dtype == np.float16 and vectors.shape == mine.vectors.shape
@@ -57,7 +57,7 @@ class TestDamage:
             with pytest.raises(UserError, match="shard-00002.tar"):
                 ShardSet(damaged)
             if data[end:].strip(b"\0"):  # else only the padding after the end mark is gone
-                with pytest.raises(UserError, match=r"damaged or truncated|lack a picture"):
+                with pytest.raises(UserError, match=r"damaged or truncated|lack an image"):
                     index_tar(path, 0)
 
     def test_a_flipped_header_never_loses_samples_silently(self, damaged: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_states_of_training(values, options, loss, expected):
 
 
 def test_a_spike_of_the_relativistic_loss_stands_out_from_its_own_level():
-    """As in a run of 320,000 pictures whose FID fell to the end: D ahead by a steady 3.5, single steps at 5.4."""
+    """As in a run of 320,000 images whose FID fell to the end: D ahead by a steady 3.5, single steps at 5.4."""
     ahead = HEALTHY_OF["relativistic"] | {"loss_d": 0.25, "loss_g": 2.9}
     watch = monitor("relativistic")
     assert told(watch, lines(5, base=ahead)) == []

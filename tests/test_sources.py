@@ -1,4 +1,4 @@
-"""Sources of pictures: which are read, in which order, by which pixels, and with which captions."""
+"""Sources of images: which are read, in which order, by which pixels, and with which captions."""
 
 import threading
 
@@ -11,7 +11,7 @@ from evaluation.sources.decoded import AHEAD, decoded
 from evaluation.sources.opening import open_source
 from shards import adopt
 from tests import foreign
-from tests.scored import pictures_of, write_pictures, write_shards
+from tests.scored import images_of, write_images, write_shards
 from toolkit.data import decoding
 from toolkit.data.dataset import read_decoded
 from toolkit.data.decoding import fit_square
@@ -23,33 +23,33 @@ WITH_ALPHA = (200, 30, 90, 128)
 
 
 def test_a_folder_is_read_whole_or_in_a_draw_by_seed(tmp_path):
-    folder = write_pictures(tmp_path / "x", 11)
+    folder = write_images(tmp_path / "x", 11)
     (folder / ".hidden").mkdir()
-    (folder / ".hidden" / "a.png").write_bytes(b"no picture")
-    everything = pictures_of(open_source(folder))
+    (folder / ".hidden" / "a.png").write_bytes(b"no image")
+    everything = images_of(open_source(folder))
     assert everything.shape == (11, 3, 24, 24) and everything.dtype == torch.uint8
     drawn = [open_source(folder, count=n, seed=seed) for n, seed in ((None, 0), (4, 0), (7, 0), (4, 1))]
-    of_all, few, more, other = (set(pictures_of(source).float().mean((1, 2, 3)).tolist()) for source in drawn)
+    of_all, few, more, other = (set(images_of(source).float().mean((1, 2, 3)).tolist()) for source in drawn)
     assert few < more < of_all and len(few) == 4 and few != other
-    assert torch.equal(pictures_of(open_source(folder, count=4), batch=3), pictures_of(open_source(folder, count=4)))
+    assert torch.equal(images_of(open_source(folder, count=4), batch=3), images_of(open_source(folder, count=4)))
     assert len(set(everything.flatten(1).float().mean(1).tolist())) == 11
 
 
 def test_mixed_sizes_need_a_size(tmp_path):
-    folder = write_pictures(tmp_path / "x", 3)
+    folder = write_images(tmp_path / "x", 3)
     Image.new("RGB", (40, 20)).save(folder / "wide.png")
     with pytest.raises(UserError, match="choose one size for all with --size"):
-        pictures_of(open_source(folder))
-    assert pictures_of(open_source(folder, size=16)).shape == (4, 3, 16, 16)
+        images_of(open_source(folder))
+    assert images_of(open_source(folder, size=16)).shape == (4, 3, 16, 16)
 
 
-def test_shards_give_pictures_with_their_own_captions(tmp_path):
+def test_shards_give_images_with_their_own_captions(tmp_path):
     source = open_source(write_shards(tmp_path / "s", 9), count=5)
-    reds = pictures_of(source, batch=2)[:, 0, 0, 0].tolist()
+    reds = images_of(source, batch=2)[:, 0, 0, 0].tolist()
     assert source.captions == [f"dish {red}" for red in reds] and len(set(reds)) == 5
 
 
-def test_a_picture_folder_reads_captions_beside_the_pictures(tmp_path):
+def test_an_image_folder_reads_captions_beside_the_images(tmp_path):
     for stem, red in (("a", 10), ("b", 20)):
         Image.new("RGB", (8, 8), (red, 0, 0)).save(tmp_path / f"{stem}.png")
     assert open_source(tmp_path).captions is None
@@ -58,10 +58,10 @@ def test_a_picture_folder_reads_captions_beside_the_pictures(tmp_path):
         _ = open_source(tmp_path).captions
     (tmp_path / "b.txt").write_text("dish 20", encoding="utf-8")
     source = open_source(tmp_path)
-    assert source.captions == [f"dish {red}" for red in pictures_of(source)[:, 0, 0, 0].tolist()]
+    assert source.captions == [f"dish {red}" for red in images_of(source)[:, 0, 0, 0].tolist()]
 
 
-@pytest.mark.parametrize(("name", "reason"), [("nothing", "no such file"), ("empty", "no pictures")])
+@pytest.mark.parametrize(("name", "reason"), [("nothing", "no such file"), ("empty", "no images")])
 def test_sources_that_are_none(tmp_path, name, reason):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=reason):
@@ -77,14 +77,14 @@ def test_pixels_are_those_of_a_pillow_loop(tmp_path, size):
             tmp_path / f"{i}.{suffix}"
         )
     opened = [Image.open(path).convert("RGB") for path in sorted(tmp_path.iterdir())]
-    expected = torch.stack([from_pil(fit_square(picture, size) if size else picture) for picture in opened])
-    assert torch.equal(pictures_of(open_source(tmp_path, size=size), batch=3), expected)
+    expected = torch.stack([from_pil(fit_square(image, size) if size else image) for image in opened])
+    assert torch.equal(images_of(open_source(tmp_path, size=size), batch=3), expected)
 
 
 def test_transparency_lies_over_white(tmp_path):
     Image.new("RGBA", (8, 8), WITH_ALPHA).save(tmp_path / "a.png")
     opaque = torch.tensor([255 + (level - 255) * WITH_ALPHA[3] / 255 for level in WITH_ALPHA[:3]])
-    assert (pictures_of(open_source(tmp_path))[0] - opaque[:, None, None]).abs().max() <= 1
+    assert (images_of(open_source(tmp_path))[0] - opaque[:, None, None]).abs().max() <= 1
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
@@ -94,32 +94,32 @@ def test_shards_that_are_fitted_on_reading_are_fitted_as_in_training(tmp_path, f
     adopt.main(adopt.AdoptOptions(folder, size=16, encoder="hashing", workers=1, resize_mode=fit))
     shards = ShardSet(folder)
     expected = torch.stack([read_decoded(shards, i)[1] for i in range(len(shards))])
-    assert torch.equal(pictures_of(open_source(folder)), expected)
+    assert torch.equal(images_of(open_source(folder)), expected)
 
 
-def test_captions_are_read_without_decoding_a_picture(tmp_path, monkeypatch):
+def test_captions_are_read_without_decoding_an_image(tmp_path, monkeypatch):
     def decode(data):
         raise AssertionError("decoded")
 
     source = open_source(write_shards(tmp_path / "s", 5))
-    for module in ("evaluation.sources.decoded.decode_pixels", "toolkit.data.decoding.decode_picture"):
+    for module in ("evaluation.sources.decoded.decode_pixels", "toolkit.data.decoding.decode_image"):
         monkeypatch.setattr(module, decode)
     assert source.captions == [f"dish {i}" for i in range(5)]
     with pytest.raises(AssertionError, match="decoded"):
-        pictures_of(source)
+        images_of(source)
 
 
-def test_a_damaged_picture_is_named_in_one_line(tmp_path):
-    folder = write_pictures(tmp_path / "x", 40)
+def test_a_damaged_image_is_named_in_one_line(tmp_path):
+    folder = write_images(tmp_path / "x", 40)
     bad = folder / "class1" / "0010.png"
     bad.write_bytes(bad.read_bytes()[:60])
     with pytest.raises(UserError, match=r"class1/0010\.png: ") as caught:
-        pictures_of(open_source(folder), batch=7)
+        images_of(open_source(folder), batch=7)
     assert "\n" not in str(caught.value)
     bad.unlink()
     bad.symlink_to("nowhere")
     with pytest.raises(UserError, match=r"class1/0010\.png: cannot be read \(No such file"):
-        pictures_of(open_source(folder), batch=7)
+        images_of(open_source(folder), batch=7)
 
 
 def numbered(number: int) -> np.ndarray:
@@ -151,17 +151,17 @@ def test_the_next_batches_are_decoded_while_the_caller_works():
 
 def test_a_pass_that_is_given_up_leaves_no_threads(tmp_path):
     before = threading.active_count()
-    batches = open_source(write_pictures(tmp_path / "x", 12)).batches(2)
+    batches = open_source(write_images(tmp_path / "x", 12)).batches(2)
     next(batches)
     assert threading.active_count() > before
     batches.close()
     assert threading.active_count() == before
 
 
-def test_each_picture_is_decoded_once(tmp_path, monkeypatch):
+def test_each_image_is_decoded_once(tmp_path, monkeypatch):
     seen = []
     real = decoding.decode_pixels
     monkeypatch.setattr("evaluation.sources.decoded.decode_pixels", lambda data: seen.append(data) or real(data))
-    source = open_source(write_pictures(tmp_path / "x", 11), size=16)
-    pictures_of(source, batch=4)
+    source = open_source(write_images(tmp_path / "x", 11), size=16)
+    images_of(source, batch=4)
     assert len(seen) == len(set(seen)) == 11

@@ -40,7 +40,7 @@ def pair(memory_format=torch.contiguous_format) -> tuple[Small, Small]:
     return theirs, ours
 
 
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -67,7 +67,7 @@ def test_gradients_are_torchs_also_those_of_a_penalty_on_the_gradient(penalty):
     theirs, ours = pair(torch.channels_last)
     found = []
     for network in (theirs.eval(), ours):
-        x = pictures().requires_grad_()
+        x = images().requires_grad_()
         y = network(x)
         loss = y.square().mean()
         if penalty:
@@ -102,7 +102,7 @@ def test_a_state_dict_of_torchs_spectral_norm_is_taken_and_ours_goes_back_and_fo
     theirs, ours = pair()
     for a, b in zip(ours.layers, theirs.layers, strict=True):
         assert torch.equal(a.weight, b.parametrizations.weight.original)
-    x = pictures()
+    x = images()
     torch.testing.assert_close(ours(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
     ours.norms.iterate(3)
     again = Small(True).to(memory_format=torch.channels_last)
@@ -131,7 +131,7 @@ def test_iteration_follows_weights_that_moved_and_copies_are_independent():
 def test_gradients_lie_in_memory_as_their_weights_do():
     """DDP's buckets expect their strides, also where a side of length 1 leaves them open."""
     _, ours = pair(torch.channels_last)
-    ours(pictures()).sum().backward()
+    ours(images()).sum().backward()
     for layer in ours.layers:
         assert layer.weight.grad.stride() == layer.weight.stride()
     assert ours.layers[1].weight.shape == (8, 8, 1, 1) and not ours.layers[0].weight.is_contiguous()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY, draw
-from toolkit.data.decoding import decode_picture
+from toolkit.data.decoding import decode_image
 from toolkit.launching.stopping import BY_FILE, SIGNALS, STOP_FILE, StopRequest, exit_code
 from toolkit.run_folder.heartbeat import Heartbeat
 
@@ -24,8 +24,8 @@ def stop(tmp_path):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_while_decoding_cuts_the_wait_short_and_is_no_damaged_picture(stop, monkeypatch, number):
-    """Decoding takes any Exception for a damaged picture; with --workers 0 it is where the waiting is done."""
+def test_a_signal_while_decoding_cuts_the_wait_short_and_is_no_damaged_image(stop, monkeypatch, number):
+    """Decoding takes any Exception for a damaged image; with --workers 0 it is where the waiting is done."""
     file, opened, after = io.BytesIO(), Image.open, []
     draw(1).save(file, "png")
 
@@ -34,7 +34,7 @@ def test_a_signal_while_decoding_cuts_the_wait_short_and_is_no_damaged_picture(s
         return opened(*arguments, **named)
 
     monkeypatch.setattr(Image, "open", interrupted)
-    assert stop.wait_for(lambda: after.append(decode_picture(file.getvalue()))) == number and not after
+    assert stop.wait_for(lambda: after.append(decode_image(file.getvalue()))) == number and not after
     assert exit_code(number) == 128 + number
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from evaluation.toy_oracle import agreement, chance, read_attributes, read_pictures
+from evaluation.toy_oracle import agreement, chance, read_attributes, read_images
 from shards.toy_dishes import (
     DISHES,
     GARNISHES,
@@ -29,8 +29,8 @@ def draw_all(expected: list[Attributes], size: int, seed: int) -> list[Image.Ima
     return [draw_dish(a, size, np.random.default_rng([seed, i])) for i, a in enumerate(expected)]
 
 
-def stack(pictures: list[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(picture) for picture in pictures])
+def stack(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_held_out_share_and_pairs_left_in_training() -> None:
         assert set(held.values()) == {5}
 
 
-def test_pictures_are_deterministic_and_vary_modestly() -> None:
+def test_images_are_deterministic_and_vary_modestly() -> None:
     dish = EVERYTHING[100]
     first, again, other = (np.asarray(draw_dish(dish, 32, np.random.default_rng(s))) for s in (1, 1, 2))
     assert first.shape == (32, 32, 3) and first.dtype == np.uint8
@@ -129,9 +129,9 @@ def test_folder_holds_training_combinations_about_equally(tmp_path: Path) -> Non
     for number in range(40):
         name = f"{number:05d}.png"
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    with Image.open(tmp_path / "a" / "00047.png") as picture:
-        assert picture.mode == "RGB" and picture.size == (32, 32)
-        assert read_attributes(np.asarray(picture)) == expected[47]
+    with Image.open(tmp_path / "a" / "00047.png") as image:
+        assert image.mode == "RGB" and image.size == (32, 32)
+        assert read_attributes(np.asarray(image)) == expected[47]
 
 
 def test_oracle_reads_fresh_drawings(drawn: list[Image.Image]) -> None:
@@ -142,15 +142,15 @@ def test_oracle_reads_fresh_drawings(drawn: list[Image.Image]) -> None:
 
 def test_oracle_reads_blurred_noisy_shifted_drawings(drawn: list[Image.Image]) -> None:
     rng = np.random.default_rng(0)
-    blurred = stack([picture.filter(ImageFilter.GaussianBlur(0.7)) for picture in drawn])
+    blurred = stack([image.filter(ImageFilter.GaussianBlur(0.7)) for image in drawn])
     noisy = np.clip(blurred + rng.normal(0, 6, blurred.shape), 0, 255).astype(np.uint8)
-    for pictures in (noisy, np.roll(noisy, 1, axis=2)):
-        shares = agreement(pictures, EVERYTHING)
+    for images in (noisy, np.roll(noisy, 1, axis=2)):
+        shares = agreement(images, EVERYTHING)
         assert min(shares["dish"], shares["plate"], shares["table"]) >= 0.97
         assert shares["garnish"] >= 0.9
 
 
-def test_oracle_reads_larger_pictures() -> None:
+def test_oracle_reads_larger_images() -> None:
     expected = EVERYTHING[::31]
     for size in (64, 128):
         shares = agreement(stack(draw_all(expected, size, seed=12)), expected)
@@ -159,36 +159,36 @@ def test_oracle_reads_larger_pictures() -> None:
 
 def test_oracle_agrees_only_by_chance_without_the_prompt(drawn: list[Image.Image]) -> None:
     rng = np.random.default_rng(0)
-    pictures = stack(drawn)
+    images = stack(drawn)
     shuffled = [EVERYTHING[position] for position in rng.permutation(960)]
-    noise = rng.integers(0, 256, pictures.shape, dtype=np.uint8)
-    for shares in (agreement(pictures, shuffled), agreement(noise, EVERYTHING)):
+    noise = rng.integers(0, 256, images.shape, dtype=np.uint8)
+    for shares in (agreement(images, shuffled), agreement(noise, EVERYTHING)):
         # Four standard deviations of a share of 960 at a quarter.
         assert all(abs(shares[name] - expected) < 0.056 for name, expected in chance().items())
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_flat_pictures_score_exactly_chance(level: int) -> None:
+def test_flat_images_score_exactly_chance(level: int) -> None:
     shares = agreement(np.full((960, 32, 32, 3), level, np.uint8), EVERYTHING)
     assert shares == pytest.approx(chance())
 
 
 def test_empty_plates_read_as_one_dish(drawn: list[Image.Image]) -> None:
     """Colours alone, as an early generator makes them, must not pass for dishes."""
-    pictures = stack(drawn)
+    images = stack(drawn)
     steps = np.arange(32) - 15.5
     plate = np.hypot(steps[:, None], steps[None]) < 0.455 * 32
-    for picture, attributes in zip(pictures, EVERYTHING, strict=True):
-        picture[plate] = COLOURS[attributes.plate]
-    shares = agreement(pictures, EVERYTHING)
+    for image, attributes in zip(images, EVERYTHING, strict=True):
+        image[plate] = COLOURS[attributes.plate]
+    shares = agreement(images, EVERYTHING)
     assert shares["plate"] == shares["table"] == 1.0
     assert shares["dish"] == pytest.approx(1 / 8) and shares["garnish"] == pytest.approx(1 / 4)
 
 
 def test_oracle_refuses_what_it_cannot_read() -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
-        read_pictures(np.zeros((1, 48, 48, 3), np.uint8))
+        read_images(np.zeros((1, 48, 48, 3), np.uint8))
     with pytest.raises(ValueError, match="uint8"):
-        read_pictures(np.zeros((1, 32, 32, 3), np.float32))
+        read_images(np.zeros((1, 32, 32, 3), np.float32))
     with pytest.raises(ValueError, match="as many"):
         agreement(np.zeros((2, 32, 32, 3), np.uint8), EVERYTHING[:1])

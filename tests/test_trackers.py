@@ -84,16 +84,16 @@ def wandb_history(run: Path) -> list[dict]:
     return rows
 
 
-def picture(path: Path) -> Path:
+def saved_image(path: Path) -> Path:
     Image.fromarray(np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)).save(path)
     return path
 
 
-def test_tensorboard_holds_numbers_pictures_alerts_and_the_config(tmp_path):
+def test_tensorboard_holds_numbers_images_alerts_and_the_config(tmp_path):
     run = tmp_path / "run"
     one = start(run, "tensorboard")
     one.log({"step": 5, "loss_d": 1.5, "attempt": 2, "loss_g": float("nan"), "text_sensitivity": None})
-    one.log_picture("samples", picture(tmp_path / "grid.png"), 5)
+    one.log_image("samples", saved_image(tmp_path / "grid.png"), 5)
     one.alert("collapse", "rows look alike")
     one.close()
     shown = tensorboard(run)
@@ -124,7 +124,7 @@ def test_wandb_offline_stores_lines_along_their_own_step_and_a_resume_keeps_the_
     run = tmp_path / "run"
     one = start(run, "wandb", wandb_mode="offline")
     one.log({"step": 20, "loss_d": 1.5, "loss_g": float("inf")})
-    one.log_picture("samples", picture(tmp_path / "grid.png"), 20)
+    one.log_image("samples", saved_image(tmp_path / "grid.png"), 20)
     one.close()
     two = start(run, "wandb", run_id=one.wandb_run_id, step=10, wandb_mode="offline")
     two.log({"step": 15, "loss_d": 2.5})
@@ -238,7 +238,7 @@ def test_a_tracker_that_is_not_installed_is_said_once_and_the_other_goes_on(tmp_
     assert rows == [(1, 1.0), (2, 1.0)]
 
 
-@pytest.mark.parametrize("method", ["log", "log_picture", "alert", "close"])
+@pytest.mark.parametrize("method", ["log", "log_image", "alert", "close"])
 def test_an_exception_in_mid_run_is_said_once_and_the_other_tracker_goes_on(tmp_path, capsys, monkeypatch, method):
     class Broken:
         run_id = "r1"
@@ -259,7 +259,7 @@ def test_an_exception_in_mid_run_is_said_once_and_the_other_tracker_goes_on(tmp_
     one = start(run, "wandb,tensorboard")
     for step in (1, 2):
         one.log({"step": step, "loss_d": 1.0})
-        one.log_picture("samples", picture(tmp_path / "grid.png"), step)
+        one.log_image("samples", saved_image(tmp_path / "grid.png"), step)
         one.alert("title", "text")
     one.close()
     one.log({"step": 3, "loss_d": 1.0})  # after the end: nothing happens

@@ -224,7 +224,7 @@ def test_four_accumulated_steps_equal_four_whole_ones(shard_folder):
 
 @pytest.mark.parametrize("penalty", ["r1_penalty", "r2_penalty"])
 def test_penalties_under_bf16_are_those_of_fp32_and_d_never_leaves_it(shard_folder, penalty):
-    """Value, gradient with respect to D's weights, and the type of every activation inside D on penalised pictures."""
+    """Value, gradient with respect to D's weights, and the type of every activation inside D on penalised images."""
     found, kinds = [], {}
     on = {"r1_penalty": 0.0, "r2_penalty": 0.0, "diffaug": "", "mismatch_weight": 0.0, penalty: 1.0}
     for precision in ("no", "bf16"):
@@ -243,7 +243,7 @@ def test_penalties_under_bf16_are_those_of_fp32_and_d_never_leaves_it(shard_fold
         _, stats = one.discriminator_loss(batch, noise)
         assert penalty[:2] in stats
         half = sum(kind == torch.bfloat16 for kind in seen)
-        assert half == (len(seen) // 2 if precision == "bf16" else 0)  # the other pictures', which have no penalty
+        assert half == (len(seen) // 2 if precision == "bf16" else 0)  # the other images', which have no penalty
         for hook in hooks:
             hook.remove()
     assert found[0][0] > 0 and sum(gradient.norm() > 0 for gradient in found[0]) > 15
@@ -252,7 +252,7 @@ def test_penalties_under_bf16_are_those_of_fp32_and_d_never_leaves_it(shard_fold
 
 
 def test_r1_of_a_linear_d_is_half_its_squared_weights(shard_folder):
-    """D(x) = w . x: the gradient is w whatever the picture; the loss takes it times lambda and the interval."""
+    """D(x) = w . x: the gradient is w whatever the image; the loss takes it times lambda and the interval."""
     one = lone_trainer(shard_folder, r1_penalty=3.0, r1_interval=4, mismatch_weight=0.0)
     w = torch.randn(3 * 16 * 16, generator=torch.Generator().manual_seed(0)) / 10
 

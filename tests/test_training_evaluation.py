@@ -51,7 +51,7 @@ def test_a_run_that_evaluates_is_bitwise_the_run_without(shard_folder, tmp_path)
     assert saved(tmp_path / "run") == [0, 5] and not (tmp_path / "run" / "best.json").exists()
 
 
-def test_the_report_is_written_whole_with_its_pictures(shard_folder, tmp_path):
+def test_the_report_is_written_whole_with_its_images(shard_folder, tmp_path):
     scores = {"fid": 3.25, "kid": math.nan, "kid_low": math.inf, "recall": None}
     with evaluating(FakeEvaluator(lambda step: scores)):
         train(shard_folder, tmp_path, iters=2, eval_every=2)
@@ -61,10 +61,10 @@ def test_the_report_is_written_whole_with_its_pictures(shard_folder, tmp_path):
     assert "ћевапи" in text
     assert json.loads(text, parse_constant=pytest.fail) == {
         "step": 2, "images_seen": 16, "scores": {"fid": 3.25, "kid": None, "kid_low": None, "recall": None},
-        "protocol": {"step": 2, "prompts": "ћевапи"}, "notes": ["biased"], "nearest_picture": names[1],
+        "protocol": {"step": 2, "prompts": "ћевапи"}, "notes": ["biased"], "nearest_image": names[1],
     }  # fmt: skip
-    with Image.open(tmp_path / "evaluations" / names[1]) as picture:
-        assert picture.size == (4, 2) and picture.getpixel((0, 0)) == (2, 0, 0)
+    with Image.open(tmp_path / "evaluations" / names[1]) as image:
+        assert image.size == (4, 2) and image.getpixel((0, 0)) == (2, 0, 0)
     assert events(tmp_path, "evaluation") == [(2, "evaluation: fid 3.25")]
 
 
@@ -170,7 +170,7 @@ def test_going_on_removes_what_an_earlier_life_found_later_and_nothing_else(tmp_
     folder = tmp_path / "evaluations"
     one = Evaluations(tmp_path, 0)
     for step in (100, 200, 300):
-        one.add(step, 8 * step, {"scores": {"fid": step / 2}, "pictures": Image.new("L", (2, 2))})
+        one.add(step, 8 * step, {"scores": {"fid": step / 2}, "images": Image.new("L", (2, 2))})
     mine = [folder / name for name in ("mine.json", "step_5.json", "step_0000300.txt", "my_step_0000300.json")]
     for path in (*mine, folder / ".step_0000100.json.tmp"):
         path.write_text("{}")
@@ -251,7 +251,7 @@ def test_the_time_an_evaluation_takes_is_not_the_trainings(shard_folder, tmp_pat
 )
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_what_cannot_be_evaluated_is_said_before_training_starts(shard_folder, tmp_path, options, told, dry_run):
-    """By the evaluation itself; 24 pictures are too few for it."""
+    """By the evaluation itself; 24 images are too few for it."""
     with pytest.raises(UserError, match=told):
         train(shard_folder, tmp_path / "run", iters=1, dry_run=dry_run, **options)
     assert not (tmp_path / "run").exists()
@@ -269,7 +269,7 @@ def test_an_evaluation_is_bounded_by_what_the_other_processes_wait():
     assert TrainConfig(eval_minutes=20, timeout=600).evaluation_seconds == 300
 
 
-def test_an_old_config_evaluates_as_many_pictures_as_it_scored():
+def test_an_old_config_evaluates_as_many_images_as_it_scored():
     old = TrainConfig(score="fid", score_count=500).with_numbers()
     assert (old.evaluation_count, old.evaluation_steps, old.evaluates) == (500, old.ckpt_every, True)
     assert TrainConfig(score_count=500, eval_count=70).evaluation_count == 70

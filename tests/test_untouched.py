@@ -50,9 +50,9 @@ def differences(before: dict, after: dict) -> list[str]:
 
 
 def evaluate(trainer: Trainer) -> dict:
-    """Stands for evaluation.during_training: pictures drawn by the averaged G."""
+    """Stands for evaluation.during_training: images drawn by the averaged G."""
     drawn = sample(trainer.ema.module, torch.ones(4, trainer.config.z_dim), torch.ones(4, trainer.config.cond_dim))
-    return {"scores": {"fid": drawn.float().mean().item()}, "pictures": Image.fromarray(drawn[0].numpy().T)}
+    return {"scores": {"fid": drawn.float().mean().item()}, "images": Image.fromarray(drawn[0].numpy().T)}
 
 
 @pytest.fixture

@@ -34,13 +34,13 @@ def test_it_is_the_hash_of_the_key_and_nothing_else() -> None:
         assert [is_validation(key, share) for share in (0.1, 0.5, 0.9)] == [place < share for share in (0.1, 0.5, 0.9)]
 
 
-def test_parts_are_disjoint_complete_and_stay_when_pictures_come(tmp_path: Path) -> None:
+def test_parts_are_disjoint_complete_and_stay_when_images_come(tmp_path: Path) -> None:
     folder, train, val = paint(tmp_path / "in", range(0, 60, 2)), tmp_path / "train", tmp_path / "val"
     options = {"val_out": val, "val_share": 0.25}
     build(folder, train, **options)
     before = captions(train), captions(val)
-    assert not before[0] & before[1] and before[0] | before[1] == {f"picture number {n}" for n in range(0, 60, 2)}
-    assert before[1] == {f"picture number {n}" for n in range(0, 60, 2) if is_validation(f"{n:03d}", 0.25)}
+    assert not before[0] & before[1] and before[0] | before[1] == {f"image number {n}" for n in range(0, 60, 2)}
+    assert before[1] == {f"image number {n}" for n in range(0, 60, 2) if is_validation(f"{n:03d}", 0.25)}
     paint(folder, range(60))
     build(folder, train, **options)
     after = captions(train), captions(val)

@@ -24,7 +24,8 @@ def parse(cls: type[Options], argv: list[str] | None = None) -> Options:
     `--config FILE` gives YAML values for any field; flags win over the file wherever they stand.
     Raises UserError for unknown names (with the nearest valid one), wrong types and values out of range.
     """
-    arguments = _bare_switches(_config_first(list(sys.argv[1:] if argv is None else argv)), cls)
+    arguments = _renamed(_config_first(list(sys.argv[1:] if argv is None else argv)), cls)
+    arguments = _bare_switches(arguments, cls)
     parser = _parser(cls)
     for path in _config_files(arguments):
         _check_config_file(path)
@@ -103,6 +104,13 @@ def _config_first(arguments: list[str]) -> list[str]:
         else:
             others.append(argument)
     return configs + others
+
+
+def _renamed(arguments: list[str], cls: type) -> list[str]:
+    """Former names of flags, by the class's `RENAMED` (old -> new), as today's."""
+    former = {f"--{old}": f"--{new}" for old, new in getattr(cls, "RENAMED", {}).items()}
+    parts = (argument.partition("=") for argument in arguments)
+    return [former.get(flag, flag) + equals + value for flag, equals, value in parts]
 
 
 def _bare_switches(arguments: list[str], cls: type) -> list[str]:

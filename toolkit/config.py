@@ -30,12 +30,12 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     iters: int = 100_000
     """Optimizer steps of G until the end, counted from the very start (a resumed run does the rest)."""
     kimg: float | None = None
-    """Length in thousands of real pictures shown to D; replaces iters when given."""
+    """Length in thousands of real images shown to D; replaces iters when given."""
     batch: int | Literal["auto"] = 32
-    """Pictures per optimizer step, over all processes and accumulated micro-batches. 'auto' is 32 with batch_gpu
+    """Images per optimizer step, over all processes and accumulated micro-batches. 'auto' is 32 with batch_gpu
     'auto'."""
     batch_gpu: int | Literal["auto"] | None = None
-    """Most pictures one process handles at once; the rest of its share is accumulated. Default: no limit. 'auto': as
+    """Most images one process handles at once; the rest of its share is accumulated. Default: no limit. 'auto': as
     many as fit on the card, tried out before training."""
     workers: int | Literal["auto"] = "auto"
     """Data loading processes per training process; 0 loads in the training process. 'auto' starts there and goes up to
@@ -50,33 +50,33 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     """Seed of every random draw: order, captions, noise, augmentation, initial weights."""
 
     loss: Literal["hinge", "nonsaturating", "relativistic"] = "relativistic"
-    """Adversarial loss of both networks; 'relativistic' pairs each real picture with a generated one."""
+    """Adversarial loss of both networks; 'relativistic' pairs each real image with a generated one."""
     lecam: float = 0.0
     """Weight of LeCam regularisation in D's loss, which holds its logits near their running means; 0 = off."""
     feature_matching: float = 0.0
-    """Weight in G's loss of the distance between mean D features of real and generated pictures; 0 = off."""
+    """Weight in G's loss of the distance between mean D features of real and generated images; 0 = off."""
     perceptual: float = 0.0
-    """Weight in G's loss of the VGG-16 feature distance to the real picture of the same caption; 0 = off."""
+    """Weight in G's loss of the VGG-16 feature distance to the real image of the same caption; 0 = off."""
     perceptual_weights: str | None = None
     """Local torchvision VGG-16 state dict (.pth or .safetensors); by default torchvision downloads it."""
     frozen_weights: str | None = None
     """Local file of frozen_backbone (timm's or open_clip's .safetensors or .pth); by default its library downloads
     it."""
     clip_guidance: float = 0.0
-    """Weight in G's loss of the squared angle between picture and caption in the space of the CLIP that embedded the
+    """Weight in G's loss of the squared angle between image and caption in the space of the CLIP that embedded the
     captions; 0 = off."""
     clip_guidance_weights: str | None = None
     """Local copy of that CLIP's weights; by default open_clip downloads them."""
     d_steps: int = 2
-    """D steps per G step, each on fresh pictures: 1 or 2, up to 8."""
+    """D steps per G step, each on fresh images: 1 or 2, up to 8."""
     mirror: bool = False
-    """Show D each real picture as it is or flipped left to right, with equal chance: a data set of twice the size (the
-    x-flips of StyleGAN2-ADA, arXiv 2006.06676), for pictures and captions that do not tell left from right. Samples,
-    scores and evaluation keep the pictures as they are; diffaug's flip is for real and generated ones alike."""
+    """Show D each real image as it is or flipped left to right, with equal chance: a data set of twice the size (the
+    x-flips of StyleGAN2-ADA, arXiv 2006.06676), for images and captions that do not tell left from right. Samples,
+    scores and evaluation keep the images as they are; diffaug's flip is for real and generated ones alike."""
     diffaug: str = "translation"
     """DiffAugment policy for real and fake: any of color, translation, cutout, flip, joined by commas; '' = off."""
     augment_p: float = 1.0
-    """Probability of each transform of diffaug for each picture; adaptive_augment starts from 0 instead."""
+    """Probability of each transform of diffaug for each image; adaptive_augment starts from 0 instead."""
 
     lr_g: float = 2.5e-4
     """Learning rate of G (Adam)."""
@@ -95,7 +95,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     """Compile both losses with torch.compile, 'reduce-overhead' into CUDA graphs too: a minute or two at the start for
     faster steps on a GPU. What cannot be compiled runs as it is, with a line to say so."""
     sync_bn: bool = False
-    """Batch-norm statistics over the pictures of all processes (GPUs only); without it each uses its own share."""
+    """Batch-norm statistics over the images of all processes (GPUs only); without it each uses its own share."""
     timeout: float = 1800
     """Seconds a process waits for another before the run ends with an error."""
 
@@ -106,10 +106,10 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     ema_ramp: bool = True
     """Whether the decay grows as min(ema_decay, (1 + step) / (10 + step))."""
     ema_kimg: float | None = None
-    """Half-life of the average in thousands of pictures that G has drawn, `batch` a step whatever d_steps is; replaces
+    """Half-life of the average in thousands of images that G has drawn, `batch` a step whatever d_steps is; replaces
     ema_decay when given."""
     ema_rampup: float = 0.0
-    """Longest half-life of any average as a share of the pictures drawn so far (StyleGAN2-ADA: 0.05); 0 = no limit."""
+    """Longest half-life of any average as a share of the images drawn so far (StyleGAN2-ADA: 0.05); 0 = no limit."""
     ema_profiles: str = ""
     """Half-lives of further averages, counted as ema_kimg is, such as 5,20,80: each in a file of its own in every
     checkpoint, for `python -m evaluation.choose_average`; '' = none."""
@@ -127,7 +127,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     check_ranks_every: int = 1000
     """Steps between comparisons of the networks of all processes, which must be bitwise equal; 0 = never."""
     n_sample: int = 32
-    """Pictures in a sample grid: four noise vectors for each of n_sample / 4 captions."""
+    """Images in a sample grid: four noise vectors for each of n_sample / 4 captions."""
     track: str = ""
     """Trackers beside the local files: wandb, tensorboard, or both joined by a comma."""
     track_project: str = "text-gan"
@@ -135,7 +135,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     wandb_mode: Literal["online", "offline"] = "online"
     """Whether wandb sends the run or stores it in out_dir/wandb for `wandb sync`."""
     dry_run: bool = False
-    """Print the resolved config, the networks' sizes and their multiply-adds for one picture, then stop."""
+    """Print the resolved config, the networks' sizes and their multiply-adds for one image, then stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,7 +178,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
             profiles_are_good,
             "ema_profiles",
             self.ema_profiles,
-            "different numbers of thousands of pictures from 0.001 to below 1000000, joined by commas, such as 5,20,80",
+            "different numbers of thousands of images from 0.001 to below 1000000, joined by commas, such as 5,20,80",
         )
         unknown = [name for name in self.diffaug_names if name not in DIFFAUG_NAMES]
         trackers = [name for name in self.trackers if name not in TRACKER_NAMES]
@@ -211,7 +211,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
     @property
     def profiles(self) -> dict[str, float]:
         """The averages beside the main one, shortest first: 'ema_5kimg' -> 5.0, the half-life in thousands of
-        pictures."""
+        images."""
         return {f"ema_{kimg:.9g}kimg": kimg for kimg in sorted(map(float, named_in(self.ema_profiles)))}
 
     @property
@@ -223,7 +223,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         return self if self.batch != "auto" else replace(self, batch=32, batch_gpu="auto")
 
     def penalties(self, images_seen: int) -> tuple[float, float]:
-        """Weights of R1 and R2 after `images_seen` pictures, without what adapts and what rollbacks add."""
+        """Weights of R1 and R2 after `images_seen` images, without what adapts and what rollbacks add."""
         share = share_left(images_seen, self, self.total_steps * self.batch * self.d_steps)
         r1, r2 = (weight_of(weight, self.resolution, self.batch) for weight in (self.r1_penalty, self.r2_penalty))
         return share * r1, share * r2
@@ -245,7 +245,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         return max(1, round(self.kimg * 1000 / (self.batch * self.d_steps)))
 
     def per_process(self, processes: int) -> tuple[int, int]:
-        """(pictures of one process per step, micro-batches they come in). Raises UserError if they do not divide."""
+        """(images of one process per step, micro-batches they come in). Raises UserError if they do not divide."""
         if self.batch % processes:
             raise UserError(f"batch {self.batch} is not divisible by {processes} processes; choose a multiple")
         share = self.batch // processes
@@ -253,7 +253,7 @@ class TrainConfig(AdaptiveOptions, WatchOptions, ScoreOptions, PenaltyOptions, C
         parts = -(-share // cap)
         if share % parts:
             raise UserError(
-                f"batch {self.batch} gives {share} pictures to each of {processes} processes, which batch_gpu "
+                f"batch {self.batch} gives {share} images to each of {processes} processes, which batch_gpu "
                 f"{self.batch_gpu} does not split evenly; choose a divisor of {share}"
             )
         return share, parts

@@ -144,7 +144,7 @@ def time_it(report: Report, trainer: Trainer, speed: float) -> str:
     if config.batch_gpu == "auto":
         found = largest_micro_batch(trainer, config.batch // accelerator.num_processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
-        report.add(OK, "batch_gpu", f"auto: {found} pictures at once")
+        report.add(OK, "batch_gpu", f"auto: {found} images at once")
     if report.shown:
         print("doctor: timing data and steps ...", file=sys.stderr, flush=True)
     pace = measure(trainer)
@@ -159,7 +159,7 @@ def describe_pace(report: Report, config: TrainConfig, pace: Pace, accelerator) 
     """The step's line and the data's: does one wait for the other?"""
     mean = pace.mean_step(config)
     text = f"{mean:.3g} s ({pace.step:.3g}, with R1 or R2 {pace.penalised:.3g})"
-    text += f", {config.batch * config.d_steps / mean:,.1f} pictures/s of computation"
+    text += f", {config.batch * config.d_steps / mean:,.1f} images/s of computation"
     if accelerator.device.type == "cuda":
         text += f"; {memory.gib(torch.cuda.max_memory_allocated(accelerator.device))} GiB at the peak"
     report.add(OK, "step", text)

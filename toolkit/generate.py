@@ -26,7 +26,7 @@ MAX_PROMPT_CHARACTERS, MAX_PROMPTS = 2000, 100_000
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Draw pictures for prompts with a trained generator. Give one of prompt, prompts_file, interactive, embedding."""
+    """Draw images for prompts with a trained generator. Give one of prompt, prompts_file, interactive, embedding."""
 
     checkpoint: str = ""
     """Checkpoint folder (ckpt_*), run folder (its newest valid checkpoint), RUN/best (that with the best score during
@@ -40,18 +40,18 @@ class GenerateOptions:
     embedding: str | None = None
     """.npy file with one text embedding [E] or several [N, E] in place of prompts."""
     seeds: str = "0-3"
-    """Seeds per prompt, e.g. '0,3,8-11': the same prompt and seed give the same picture, to a level of 255."""
+    """Seeds per prompt, e.g. '0,3,8-11': the same prompt and seed give the same image, to a level of 255."""
     truncation: float = 1.0
-    """Scale of the noise, 0 to 2: below 1 the pictures of a prompt draw near to its middle, typical and alike; at 0
+    """Scale of the noise, 0 to 2: below 1 the images of a prompt draw near to its middle, typical and alike; at 0
     they are one; above 1 they are bolder."""
     out_dir: str = "generated"
-    """Folder for the pictures; existing files of the same name are replaced."""
+    """Folder for the images; existing files of the same name are replaced."""
     individual: bool = True
-    """Write every picture to a file of its own, with a JSON sidecar."""
+    """Write every image to a file of its own, with a JSON sidecar."""
     grid: bool = True
     """Write grid.png: a row per prompt with its text, a column per seed; of more than 64 prompts the first 64."""
     batch: int = 32
-    """Pictures drawn at once."""
+    """Images drawn at once."""
     encoder_weights: str | None = None
     """Local copy of the text encoder's weights; by default open_clip finds or downloads them."""
     cache: str | None = None
@@ -110,12 +110,12 @@ def draw(
     seeds = parse_seeds(options.seeds)
     every_seed = seeds * len(prompts)
     repeated = text.repeat_interleave(len(seeds), dim=0)
-    pictures = trained.sample(repeated, every_seed, options.batch, options.truncation)
+    images = trained.sample(repeated, every_seed, options.batch, options.truncation)
     if options.individual:
-        for i, (picture, seed) in enumerate(zip(pictures, every_seed, strict=True)):
+        for i, (image, seed) in enumerate(zip(images, every_seed, strict=True)):
             number = i // len(seeds)
             stem = out_dir / f"{first + number:04d}_{slug(prompts[number])}_seed{seed}"
-            save_png(picture, stem.with_name(stem.name + ".png"))
+            save_png(image, stem.with_name(stem.name + ".png"))
             sidecar = {"prompt": prompts[number], "seed": seed, "checkpoint": trained.name, "step": trained.step,
                        "encoder": trained.identity.name, "resolution": trained.config.resolution}  # fmt: skip
             sidecar |= {"truncation": options.truncation} if options.truncation != 1 else {}
@@ -123,8 +123,8 @@ def draw(
             text_json = json.dumps(sidecar, ensure_ascii=False, indent=1) + "\n"
             stem.with_name(stem.name + ".json").write_text(text_json, encoding="utf-8")
     if options.grid:
-        draw_captioned_grid(pictures, prompts).save(out_dir / "grid.png")
-    print(f"{len(pictures)} pictures of {len(prompts)} prompts in {out_dir}")
+        draw_captioned_grid(images, prompts).save(out_dir / "grid.png")
+    print(f"{len(images)} images of {len(prompts)} prompts in {out_dir}")
 
 
 def converse(trained: TrainedGenerator, encoder: PromptEncoder, options: GenerateOptions, out_dir: Path) -> None:

@@ -68,7 +68,7 @@ def show_memory(trainer: Trainer, tell: Callable[[str], None]) -> None:
     if config.batch_gpu == "auto":
         found = largest_micro_batch(trainer, config.batch // processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
-        tell(f"batch_gpu auto: {found} pictures at once, {trainer.parts} times")
+        tell(f"batch_gpu auto: {found} images at once, {trainer.parts} times")
     encoder = trainer.shards.manifest.encoder.name
     tell(memory.estimate(trainer.config, processes, trainer.accelerator.mixed_precision, encoder).describe())
 

@@ -1,1 +1,1 @@
-"""Variants of a training against each other: equal pictures seen, several seeds, verdicts against the noise."""
+"""Variants of a training against each other: equal images seen, several seeds, verdicts against the noise."""

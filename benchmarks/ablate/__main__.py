@@ -3,8 +3,8 @@
 From the repository's root; the same command goes on where it was. A grid:
 
     data: data/shards            # for all variants alike
-    test: data/test_shards       # other real pictures, for the floor (may be left out)
-    kimg: 20.48                  # thousand pictures shown to D, equal for all
+    test: data/test_shards       # other real images, for the floor (may be left out)
+    kimg: 20.48                  # thousand images shown to D, equal for all
     seeds: [0, 1, 2]
     evaluate: {times: 4, count: 1000, metrics: "fid,kid,precision_recall,diversity,probe", weights: null, layer: 2048}
     criterion: fid               # what the best are picked by
@@ -31,7 +31,7 @@ import torch
 from benchmarks.ablate.combine import combine
 from benchmarks.ablate.floor import measure_floor
 from benchmarks.ablate.grid import Grid, read_grid
-from benchmarks.ablate.pictures import draw_pictures
+from benchmarks.ablate.images import draw_images
 from benchmarks.ablate.plot import draw_plot
 from benchmarks.ablate.results import Results, merge, start
 from benchmarks.ablate.runs import Clock, due, measure
@@ -95,7 +95,7 @@ def main(options: AblateOptions) -> None:
 
 
 def run_grid(grid: Grid, out: Path, clock: Clock, options: AblateOptions) -> Results:
-    """Everything that is due and fits into the time, then table and pictures of what there is.
+    """Everything that is due and fits into the time, then table and images of what there is.
 
     Raises UserError, after that, if runs are missing.
     """
@@ -109,7 +109,7 @@ def run_grid(grid: Grid, out: Path, clock: Clock, options: AblateOptions) -> Res
     missing = measure(jobs, results, out, train, clock, options.parallel)
     if results.runs:
         render(results, out, options.alpha)
-        draw_pictures(grid, results, out)
+        draw_images(grid, results, out)
     if missing:
         raise UserError(describe_missing(missing))
     return results

@@ -1,6 +1,6 @@
 """toolkit/train.py by the clock of its own CPU time, for machines that do other work besides.
 
-The same command and the same training; only images_per_second in its log counts pictures per second of this process's
+The same command and the same training; only images_per_second in its log counts images per second of this process's
 CPU time instead of seconds on the wall.
 """
 

@@ -1,4 +1,4 @@
-"""What real pictures score against other real pictures: no variant can be expected to come lower."""
+"""What real images score against other real images: no variant can be expected to come lower."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from toolkit.errors import UserError
 
 
 def measure_floor(grid: Grid, out: Path) -> dict:
-    """Of the grid's `test` against its `data`, `count` pictures each, by the engine of the evaluations."""
+    """Of the grid's `test` against its `data`, `count` images each, by the engine of the evaluations."""
     file, evaluate = out / "floor.json", grid.evaluate
     out.mkdir(parents=True, exist_ok=True)
     command = [

@@ -41,7 +41,7 @@ class Evaluate:
 
     times: int
     count: int
-    """Pictures, real and generated each."""
+    """Images, real and generated each."""
     metrics: str
     weights: Path | None
     layer: str
@@ -195,25 +195,25 @@ def _checked(content: dict, path: Path, on_gpu: bool) -> Grid:
 
 
 def _try_out(grid: Grid) -> None:
-    """Every variant: its options, what its evaluations need, and that all see equal numbers of pictures."""
-    check(0 < grid.kimg < 1e6, "kimg", grid.kimg, "a number of thousands of pictures above 0")
+    """Every variant: its options, what its evaluations need, and that all see equal numbers of images."""
+    check(0 < grid.kimg < 1e6, "kimg", grid.kimg, "a number of thousands of images above 0")
     configs = {name: grid.config(name) for name in grid.order()}
     for name, config in configs.items():
         if config.adaptive_d_steps:
-            raise UserError(f"variant {name}: adaptive_d_steps shows D another number of pictures than the others")
+            raise UserError(f"variant {name}: adaptive_d_steps shows D another number of images than the others")
     steps = {name: config.batch * config.d_steps for name, config in configs.items()}
-    pictures, between = round(grid.kimg * 1000), math.lcm(*steps.values()) * grid.evaluate.times
+    images, between = round(grid.kimg * 1000), math.lcm(*steps.values()) * grid.evaluate.times
     for name, size in steps.items():
-        if pictures % (size * grid.evaluate.times):
-            fits = max(1, round(pictures / between)) * between / 1000
+        if images % (size * grid.evaluate.times):
+            fits = max(1, round(images / between)) * between / 1000
             raise UserError(
-                f"variant {name} shows {size} pictures a step, which do not divide {pictures:,} pictures with "
+                f"variant {name} shows {size} images a step, which do not divide {images:,} images with "
                 f"{grid.evaluate.times} evaluations; kimg: {fits:g} suits all variants"
             )
     grid.criterion_score()
     during_training.check(configs[grid.control], grid.shards)
     if grid.test and len(open_shards(grid.test)) < grid.evaluate.count:
-        raise UserError(f"test {grid.test} holds fewer pictures than count {grid.evaluate.count}")
+        raise UserError(f"test {grid.test} holds fewer images than count {grid.evaluate.count}")
     definitions: dict[str, str] = {}
     for name in configs:
         first = definitions.setdefault(fingerprint(grid.definition(name)), name)

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.ablate.pictures import generator_file
+from benchmarks.ablate.images import generator_file
 from benchmarks.ablate.results import read
 from benchmarks.ablate.table import ranked
 from toolkit.data.dataset import read_decoded
@@ -34,18 +34,18 @@ LARGEST = 60_000_000
 
 
 def pack_shards(source: Path, out: Path, size: int, quality: int) -> Path:
-    """One tar of the same samples in the same order, pictures as JPEG of `size` pixels, captions and vectors as they
-    are. Raises UserError for pictures that would have to be enlarged."""
+    """One tar of the same samples in the same order, images as JPEG of `size` pixels, captions and vectors as they
+    are. Raises UserError for images that would have to be enlarged."""
     shards = ShardSet(source)
     if shards.manifest.resolution < size:
-        raise UserError(f"{source} holds pictures of {shards.manifest.resolution} px, too small for {size}")
+        raise UserError(f"{source} holds images of {shards.manifest.resolution} px, too small for {size}")
     out.mkdir(parents=True)
     path = out / "shard-00000.tar"
     with tarfile.open(path, "w") as tar:
         for number in range(len(shards)):
-            sample, picture = read_decoded(shards, number)
+            sample, image = read_decoded(shards, number)
             jpeg, vectors = io.BytesIO(), io.BytesIO()
-            small = to_pil(picture).resize((size, size), Image.Resampling.LANCZOS)
+            small = to_pil(image).resize((size, size), Image.Resampling.LANCZOS)
             small.save(jpeg, "JPEG", quality=quality, optimize=True)
             np.save(vectors, sample.vectors.numpy().astype(np.float16))
             text = "\n".join(sample.captions).encode()

@@ -1,4 +1,4 @@
-"""plot.png: the criterion against pictures seen and against training seconds, a line for each variant."""
+"""plot.png: the criterion against images seen and against training seconds, a line for each variant."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def draw_plot(results: Results, path: Path) -> None:
     looks |= {name: (colour, 1.8) for name, colour in zip(best, COLOURS, strict=False)}
     looks |= {control: ("black", 2.2)}
     for axis, along, title in zip(axes, ("images_seen", "training_seconds"),
-                                  ("thousand pictures seen", "seconds of training"), strict=True):  # fmt: skip
+                                  ("thousand images seen", "seconds of training"), strict=True):  # fmt: skip
         ends, lowest = [], []
         for name, (colour, width) in looks.items():
             line = curve(results, name, results.grid["criterion"], along)

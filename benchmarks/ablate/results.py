@@ -19,7 +19,7 @@ class Results:
     """control, criterion (as reports name it), kimg, seeds, variants in their order, data."""
     runs: list[dict] = field(default_factory=list)
     floor: dict | None = None
-    """Scores of real pictures against others: {"count", "scores"}."""
+    """Scores of real images against others: {"count", "scores"}."""
 
     def find(self, variant: str, seed: int) -> dict | None:
         return next((run for run in self.runs if (run["variant"], run["seed"]) == (variant, seed)), None)

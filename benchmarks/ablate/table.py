@@ -11,7 +11,7 @@ def draw_table(results: Results, alpha: float = ALPHA) -> str:
     """GitHub's Markdown, with what was measured above and how to read it below."""
     scores = scores_of(results)
     verdicts = {score: judge(results, score, alpha) for score in scores}
-    head = ["variant", "differs in", "runs", *map(_title, scores), "s per 1,000 pictures", "parameters G + D",
+    head = ["variant", "differs in", "runs", *map(_title, scores), "s per 1,000 images", "parameters G + D",
             "multiply-adds G + D", "findings"]  # fmt: skip
     rows = [_row(results, name, scores, verdicts) for name in results.variants()]
     rows += [_floor(results, scores, len(head))] if results.floor else []
@@ -78,7 +78,7 @@ def _against(verdict: Verdict | None, in_full: bool) -> str:
 def _floor(results: Results, scores: list[str], width: int) -> list[str]:
     found = results.floor["scores"]
     cells = [f"{found[score]:.4g}" if score in found else "–" for score in scores]
-    row = ["*floor: other real pictures*", "", "", *cells]
+    row = ["*floor: other real images*", "", "", *cells]
     return row + [""] * (width - len(row))
 
 
@@ -116,7 +116,7 @@ def _about(results: Results) -> str:
     grid = results.grid
     devices = sorted({f"{run['device']}, torch {run['versions']['torch']}" for run in results.runs if "device" in run})
     return (
-        f"{grid['kimg']:g} thousand pictures of {grid['resolution']} px shown to D, out of {grid['samples']:,}; "
+        f"{grid['kimg']:g} thousand images of {grid['resolution']} px shown to D, out of {grid['samples']:,}; "
         f"{'; '.join(devices)}"
     )
 

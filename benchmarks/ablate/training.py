@@ -160,7 +160,7 @@ def _point(one, config: TrainConfig, pace: float | None) -> dict:
 
 
 def seconds_per_kimg(folder: Path, every: int) -> float | None:
-    """Seconds of training per 1,000 pictures, by the images_per_second of the log. Its first line, which holds what is
+    """Seconds of training per 1,000 images, by the images_per_second of the log. Its first line, which holds what is
     done once, and the lines at and after an evaluation, which hold samples and plots, do not count, where there are
     others. Evaluations themselves are in none."""
     kept, _ = split_attempts(read_log(folder))
@@ -193,7 +193,7 @@ def _keep_generator(folder: Path) -> None:
 
 @cache
 def costs_of(architecture: ModelConfig) -> dict:
-    """{"parameters": {"G", "D"}, "multiply_adds": {"G", "D"}}, the latter of one picture."""
+    """{"parameters": {"G", "D"}, "multiply_adds": {"G", "D"}}, the latter of one image."""
     found = costs(architecture).items()
     return {field: {name: getattr(cost, field) for name, cost in found} for field in Cost._fields}
 

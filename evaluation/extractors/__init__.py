@@ -1,1 +1,1 @@
-"""Networks that turn pictures into features: Inception, CLIP's image tower, DINOv2."""
+"""Networks that turn images into features: Inception, CLIP's image tower, DINOv2."""

@@ -1,4 +1,4 @@
-"""CLIP by open_clip name for scoring: pictures as features, and captions beside them."""
+"""CLIP by open_clip name for scoring: images as features, and captions beside them."""
 
 import json
 import os
@@ -30,13 +30,13 @@ class ClipExtractor:
     device: torch.device
     taps = ("clip",)
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] in [0, 255] -> 'clip': float32 [B, E] on the CPU, unit length.
 
-        Pictures are prepared by the transform that belongs to these very weights.
+        Images are prepared by the transform that belongs to these very weights.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow resizes outside the interpreter lock
-            inputs = torch.stack(list(pool.map(self._prepare, pictures)))
+            inputs = torch.stack(list(pool.map(self._prepare, images)))
         with exact_float32(self.device):
             vectors = self.clip.model.encode_image(inputs.to(self.device))
             return {"clip": normalize(vectors.float(), dim=1).cpu()}
@@ -70,8 +70,8 @@ class ClipExtractor:
         transform = json.dumps(get_model_preprocess_cfg(self.clip.model), sort_keys=True)
         return f"clip {self.model} {self._sha256} {transform} float32 {self.device.type}"
 
-    def _prepare(self, picture: Tensor) -> Tensor:
-        return self.clip.preprocess(to_pil(picture))
+    def _prepare(self, image: Tensor) -> Tensor:
+        return self.clip.preprocess(to_pil(image))
 
     @cached_property
     def _sha256(self) -> str:

@@ -1,6 +1,6 @@
 """Features of DINOv2 through timm: blind to textures that fool Inception, trained on no labels.
 
-Stein et al. 2023 (arXiv:2306.04675) compare generators by DINOv2 ViT-L/14 on pictures of 224 px; so does this. timm
+Stein et al. 2023 (arXiv:2306.04675) compare generators by DINOv2 ViT-L/14 on images of 224 px; so does this. timm
 resizes the position embeddings with antialias and torch.hub's model without, so a value compares with others of this
 toolkit, not to the digit with theirs.
 """
@@ -33,11 +33,11 @@ class Dinov2Extractor:
     device: torch.device
     taps = ("dinov2",)
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] in [0, 255] -> 'dinov2': float32 [B, C] on the CPU, the normalised class token."""
         mean, deviation = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.mean, self.deviation))
         with exact_float32(self.device):
-            pixels = bicubic(pictures.to(self.device), (SIDE, SIDE)).div_(255)
+            pixels = bicubic(images.to(self.device), (SIDE, SIDE)).div_(255)
             return {"dinov2": self.network(pixels.sub_(mean).div_(deviation)).float().cpu()}
 
     def protocol(self) -> dict:

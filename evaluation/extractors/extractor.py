@@ -11,19 +11,19 @@ from toolkit.networks.weights_file import tensors_sha256
 
 
 class Extractor(Protocol):
-    """Pictures in, features out; one forward for all taps."""
+    """Images in, features out; one forward for all taps."""
 
     taps: tuple[str, ...]
     """Names of the features: 'inception_64', ..., 'inception_logits', 'clip', 'dinov2'."""
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] in [0, 255] on the CPU -> float32 [B, C] on the CPU for each tap."""
 
     def protocol(self) -> dict:
         """What a reader must know to compare numbers: model, layers, resize, weights, device, versions."""
 
     def key(self) -> str:
-        """Everything that the features depend on but the pictures; equal keys may share stored features."""
+        """Everything that the features depend on but the images; equal keys may share stored features."""
 
 
 @contextmanager

@@ -30,13 +30,13 @@ class InceptionExtractor:
     def taps(self) -> tuple[str, ...]:
         return tuple(f"inception_{layer}" for layer in self.layers)
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] in [0, 255] -> float32 [B, 64 | 192 | 768 | 2048 | 1008] on the CPU for each tap.
 
         Layers before 2048 are averaged over their positions; the logits come without the last layer's bias.
         """
         with exact_float32(self.device):
-            found = self._forward(network_input(pictures.to(self.device), self.resize))
+            found = self._forward(network_input(images.to(self.device), self.resize))
             return {f"inception_{layer}": found[layer].cpu() for layer in self.layers}
 
     def _forward(self, x: Tensor) -> dict[str, Tensor]:

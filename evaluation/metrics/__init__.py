@@ -1,1 +1,1 @@
-"""Scores as pure functions of feature tensors: no pictures, no networks, no files."""
+"""Scores as pure functions of feature tensors: no images, no networks, no files."""

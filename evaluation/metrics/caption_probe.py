@@ -1,4 +1,4 @@
-"""Which caption would a linear reader, taught on the real pictures, give to each picture? Pure functions of tensors."""
+"""Which caption would a linear reader, taught on the real images, give to each image? Pure functions of tensors."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from evaluation.metrics.features import check_features
 from toolkit.errors import UserError
 
 FEWEST = 5
-"""Pictures a caption needs to be taught."""
+"""Images a caption needs to be taught."""
 MOST = 100
 """Captions told apart; with more of them a caption describes, and text_probe or retrieval fits better."""
 
@@ -24,7 +24,7 @@ class Probe(NamedTuple):
     """float64 [C, K]."""
     bias: Tensor
     accuracy: float
-    """On the pictures it was taught on, each judged as if it had been left out."""
+    """On the images it was taught on, each judged as if it had been left out."""
     strength: float
 
     def answers(self, features: Tensor) -> Tensor:
@@ -33,20 +33,18 @@ class Probe(NamedTuple):
 
 
 def fit(features: Tensor, captions: list[str]) -> Probe:
-    """Features [N, C] of real pictures and their captions -> the least-squares classifier with one-hot targets.
+    """Features [N, C] of real images and their captions -> the least-squares classifier with one-hot targets.
 
-    By `ridge.fit`. Raises UserError for one caption, more than MOST, or fewer than FEWEST pictures of any.
+    By `ridge.fit`. Raises UserError for one caption, more than MOST, or fewer than FEWEST images of any.
     """
     check_features(features, fewest=2, metric="the caption probe")
     known = tuple(dict.fromkeys(captions))
     counts = {caption: captions.count(caption) for caption in known} if 2 <= len(known) <= MOST else {}
     if not counts:
-        raise UserError(f"{len(known):,} different captions of the real pictures; the caption probe takes 2 to {MOST}")
+        raise UserError(f"{len(known):,} different captions of the real images; the caption probe takes 2 to {MOST}")
     rarest = min(counts, key=counts.get)
     if counts[rarest] < FEWEST:
-        raise UserError(
-            f"{counts[rarest]} real picture(s) of {rarest[:80]!r}; the caption probe needs {FEWEST} of each"
-        )
+        raise UserError(f"{counts[rarest]} real image(s) of {rarest[:80]!r}; the caption probe needs {FEWEST} of each")
     labels = torch.tensor([known.index(caption) for caption in captions])
     targets = torch.nn.functional.one_hot(labels, len(known)).double()
     found = ridge.fit(features, targets)
@@ -55,10 +53,10 @@ def fit(features: Tensor, captions: list[str]) -> Probe:
 
 
 def hits(probe: Probe, features: Tensor, captions: list[str]) -> Tensor:
-    """Whether the reader gives each picture [N, C] its own caption: bool [N]. A caption never taught is a UserError."""
+    """Whether the reader gives each image [N, C] its own caption: bool [N]. A caption never taught is a UserError."""
     check_features(features, probe.mean[None], fewest=1, metric="the caption probe")
     place = {caption: i for i, caption in enumerate(probe.captions)}
     unknown = next((caption for caption in captions if caption not in place), None)
     if unknown is not None:
-        raise UserError(f"the caption probe learns from real pictures, none of which has the caption {unknown[:80]!r}")
+        raise UserError(f"the caption probe learns from real images, none of which has the caption {unknown[:80]!r}")
     return probe.answers(features) == torch.tensor([place[caption] for caption in captions])

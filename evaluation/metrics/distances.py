@@ -23,7 +23,7 @@ def blocks(a: Tensor, b: Tensor) -> Iterator[Block]:
     """All of a [N, C] against all of b [M, C], every column of a row before the next row.
 
     float64 and around the mean of b, for |a|^2 + |b|^2 - 2 a.b (one matrix product) loses as many digits as the
-    distance is shorter than the vectors: float32 would see a copied picture at 1e-3 of their length.
+    distance is shorter than the vectors: float32 would see a copied image at 1e-3 of their length.
     """
     centre = b.sum(dim=0, dtype=torch.float64) / len(b)
     for top in range(0, len(a), ROWS):

@@ -1,4 +1,4 @@
-"""How different are pictures from each other, within a prompt and over the whole set?"""
+"""How different are images from each other, within a prompt and over the whole set?"""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ CHUNK = 4096
 
 
 def within_prompts(features: Tensor, groups: Sequence[str | int]) -> dict[str | int, float]:
-    """Features [N, C] and the prompt of each -> mean Euclidean distance of all pairs of pictures within each prompt.
+    """Features [N, C] and the prompt of each -> mean Euclidean distance of all pairs of images within each prompt.
 
-    0 where a prompt always gives the same picture. Prompts with one picture are left out.
+    0 where a prompt always gives the same image. Prompts with one image are left out.
     """
     check_features(features, fewest=1, metric="diversity")
     if len(features) != len(groups):
-        raise UserError(f"{len(features)} pictures have {len(groups)} prompts; each needs one")
+        raise UserError(f"{len(features)} images have {len(groups)} prompts; each needs one")
     members: dict[str | int, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
@@ -27,16 +27,16 @@ def within_prompts(features: Tensor, groups: Sequence[str | int]) -> dict[str | 
 
 
 def mean_diversity(by_prompt: dict[str | int, float]) -> float | None:
-    """Mean over the prompts, each counted once; None if no prompt has two pictures."""
+    """Mean over the prompts, each counted once; None if no prompt has two images."""
     return sum(by_prompt.values()) / len(by_prompt) if by_prompt else None
 
 
 def vendi_score(features: Tensor) -> float:
-    """How many different pictures the set amounts to: 1 (all alike) to min(N, C).
+    """How many different images the set amounts to: 1 (all alike) to min(N, C).
 
     exp of the entropy of the eigenvalues of K / N, K the cosines of features [N, C]: Friedman & Dieng 2022
     (arXiv:2210.02410, definition 2.1). X X^T / N and X^T X / N share their eigenvalues, so the smaller one is used.
-    Zero vectors have no direction and count as alike. UserError without a picture.
+    Zero vectors have no direction and count as alike. UserError without an image.
     """
     check_features(features, fewest=1, metric="the Vendi score")
     count, width = features.shape

@@ -11,7 +11,7 @@ def check_features(*sides: Tensor, fewest: int, metric: str) -> None:
         if features.ndim != 2:
             raise UserError(f"{metric}: features of shape {list(features.shape)}; it takes [N, C]")
         if len(features) < fewest:
-            raise UserError(f"{len(features)} picture(s): {metric} needs at least {fewest}; raise --count")
+            raise UserError(f"{len(features)} image(s): {metric} needs at least {fewest}; raise --count")
         if not features.isfinite().all():
             raise UserError("the features hold NaN or infinity; is the weights file damaged?")
     widths = [features.shape[1] for features in sides]

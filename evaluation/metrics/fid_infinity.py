@@ -1,4 +1,4 @@
-"""FID without the bias of a finite number of pictures: extrapolated from several numbers of them."""
+"""FID without the bias of a finite number of images: extrapolated from several numbers of them."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from toolkit.errors import UserError, check
 
 POINTS = 8
 FEWEST = 128
-PICTURES_PER_FEATURE = 2
+IMAGES_PER_FEATURE = 2
 """Below, FID is no line in 1/N: at 2 a line takes three quarters of the bias of the worst, round, Gaussian away."""
 
 
@@ -20,29 +20,29 @@ class FidInfinity(NamedTuple):
     value: float
     """Where the line meets 1/N = 0; may fall below 0 between equal distributions."""
     error: float
-    """Standard error of that by the scatter around the line; knows nothing of the pictures that were not drawn."""
+    """Standard error of that by the scatter around the line; knows nothing of the images that were not drawn."""
     points: list[tuple[int, float]]
-    """(N, FID at N), most pictures first."""
+    """(N, FID at N), most images first."""
 
 
-def fewest_pictures(width: int) -> int:
-    """How many pictures `fid_infinity` asks for with features of this width."""
-    return max(FEWEST, PICTURES_PER_FEATURE * width)
+def fewest_images(width: int) -> int:
+    """How many images `fid_infinity` asks for with features of this width."""
+    return max(FEWEST, IMAGES_PER_FEATURE * width)
 
 
 def fid_infinity(real: Statistics, fake: Tensor, points: int = POINTS, seed: int = 0) -> FidInfinity:
     """Features [N, C] of the fake side -> FID as N of the fake side goes to infinity; the real side stays as it is.
 
     Chong & Forsyth 2020 (arXiv:1911.07023): E[FID] is linear in 1/N. `points` subsets, each drawn anew, with 1/N
-    evenly from that of all pictures to that of half of them; least squares. The real side's own bias remains. UserError
-    below max(128, 2 C) pictures and below 3 points.
+    evenly from that of all images to that of half of them; least squares. The real side's own bias remains. UserError
+    below max(128, 2 C) images and below 3 points.
     """
     check(points >= 3, "points", points, "at least 3")
     check_features(fake, fewest=2, metric="FID infinity")
     count, width = fake.shape
-    if count < fewest_pictures(width):
+    if count < fewest_images(width):
         raise UserError(
-            f"{count} pictures: FID infinity needs {fewest_pictures(width)} for {width} features, or it is no line in "
+            f"{count} images: FID infinity needs {fewest_images(width)} for {width} features, or it is no line in "
             "1/N; raise --count, or report KID, which has no such bias"
         )
     sizes = [round(1 / inverse) for inverse in np.linspace(1 / count, 2 / count, points)]

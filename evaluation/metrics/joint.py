@@ -1,4 +1,4 @@
-"""Fréchet distance of pictures and their captions together: pictures of other prompts' things cost as well."""
+"""Fréchet distance of images and their captions together: images of other prompts' things cost as well."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,16 @@ from toolkit.errors import UserError
 
 
 def joint_frechet_distance(real: Tensor, real_texts: Tensor, fake: Tensor, fake_texts: Tensor) -> float:
-    """Picture features [N, C] and [M, C] with caption vectors [N, E] and [M, E] -> distance of [picture, alpha * text].
+    """Image features [N, C] and [M, C] with caption vectors [N, E] and [M, E] -> distance of [image, alpha * text].
 
     Fréchet Joint Distance, DeVries et al. 2019 (arXiv:1907.08175, section 3): alpha, the ratio of the mean lengths of
-    the real side's picture features and caption vectors, gives both the same weight. Unlike the plain distance it
-    rises when captions are given to other pictures. UserError where a picture lacks a caption or captions are zero.
+    the real side's image features and caption vectors, gives both the same weight. Unlike the plain distance it
+    rises when captions are given to other images. UserError where an image lacks a caption or captions are zero.
     """
-    for pictures, texts in ((real, real_texts), (fake, fake_texts)):
-        check_features(pictures, fewest=2, metric="the joint Fréchet distance")
-        if len(pictures) != len(texts):
-            raise UserError(f"{len(pictures)} pictures have {len(texts)} caption vectors; each needs one")
+    for images, texts in ((real, real_texts), (fake, fake_texts)):
+        check_features(images, fewest=2, metric="the joint Fréchet distance")
+        if len(images) != len(texts):
+            raise UserError(f"{len(images)} images have {len(texts)} caption vectors; each needs one")
     check_features(real_texts, fake_texts, fewest=2, metric="the joint Fréchet distance")
     length = mean_length(real_texts)
     if length == 0:

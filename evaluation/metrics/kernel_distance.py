@@ -30,7 +30,7 @@ class KernelDistance(NamedTuple):
     """95 % interval of the distance between the two distributions that the samples were drawn from."""
     subsets: int
     subset_size: int
-    """Pictures a side in each subset."""
+    """Images a side in each subset."""
 
 
 def kernel_distance(
@@ -40,7 +40,7 @@ def kernel_distance(
 
     Binkowski et al. 2018 (arXiv:1801.01401, section 4); subsets and estimator of torch-fidelity 0.4 metric_kid.py with
     `a` its input1, so values are equal. `subset_size` None is 1000, or half of the smaller side where that is less.
-    UserError below 4 pictures a side and for a subset larger than a side.
+    UserError below 4 images a side and for a subset larger than a side.
 
     The interval is mean +- 1.96 sqrt(J + std^2 / subsets): J is the two-sample jackknife variance of the
     statistic over all pairs (Arvesen 1969, "Jackknifing U-statistics"), which is too large rather than too small
@@ -50,7 +50,7 @@ def kernel_distance(
     smaller = min(len(a), len(b))
     size = min(CUSTOMARY_SUBSET, smaller // 2) if subset_size is None else subset_size
     check(subsets > 0, "kid_subsets", subsets, "at least 1")
-    check(2 <= size <= smaller, "kid_subset_size", size, f"2 to {smaller}, the pictures of the smaller side")
+    check(2 <= size <= smaller, "kid_subset_size", size, f"2 to {smaller}, the images of the smaller side")
     rows_a, rows_b = _subsets((len(a), len(b)), subsets, size, seed)
     aa, bb, ab = _within(a, rows_a), _within(b, rows_b), _across(a, b, rows_a, rows_b)
     values = (aa.subsets + bb.subsets) / (size * (size - 1)) - 2 * ab.subsets / size**2

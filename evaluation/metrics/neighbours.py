@@ -1,4 +1,4 @@
-"""Scores by nearest neighbours: precision, recall, density, coverage, and copies of training pictures."""
+"""Scores by nearest neighbours: precision, recall, density, coverage, and copies of training images."""
 
 from typing import NamedTuple
 
@@ -24,16 +24,16 @@ class Neighbours(NamedTuple):
 
 
 class Manifolds(NamedTuple):
-    """How the balls around the pictures of one side, as far as a near neighbour, cover the other side."""
+    """How the balls around the images of one side, as far as a near neighbour, cover the other side."""
 
     precision: float
-    """Share of fake pictures inside any real picture's ball, 0..1."""
+    """Share of fake images inside any real image's ball, 0..1."""
     recall: float
-    """Share of real pictures inside any fake picture's ball, 0..1."""
+    """Share of real images inside any fake image's ball, 0..1."""
     density: float
-    """Real balls that a fake picture lies in, over k: around 1 for equal distributions; above it is possible."""
+    """Real balls that a fake image lies in, over k: around 1 for equal distributions; above it is possible."""
     coverage: float
-    """Share of real pictures whose ball holds a fake picture, 0..1."""
+    """Share of real images whose ball holds a fake image, 0..1."""
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> Neighbours:
@@ -47,12 +47,12 @@ def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> Neighbours:
 
 
 def manifolds(real: Tensor, fake: Tensor, k: int = PRECISION_K, density_k: int = DENSITY_K) -> Manifolds:
-    """Features [N, C] and [M, C] -> precision and recall with balls as far as the k-th other picture of the same side,
+    """Features [N, C] and [M, C] -> precision and recall with balls as far as the k-th other image of the same side,
     density and coverage with the density_k-th of the real side. All distances are computed once.
 
     Precision, recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991), equal to torch-fidelity's. Density, coverage: Naeem
-    et al. 2020 (arXiv:2002.09797). A picture on the rim is inside. All depend on N: compare only values at equal N.
-    UserError where a side has not more pictures than the neighbour asked for.
+    et al. 2020 (arXiv:2002.09797). An image on the rim is inside. All depend on N: compare only values at equal N.
+    UserError where a side has not more images than the neighbour asked for.
     """
     check_features(real, fake, fewest=k + 1, metric="precision and recall")
     check_features(real, fewest=density_k + 1, metric="density and coverage")
@@ -72,17 +72,17 @@ def manifolds(real: Tensor, fake: Tensor, k: int = PRECISION_K, density_k: int =
 
 
 def authenticity(training: Tensor, fake: Tensor) -> float:
-    """Share of fake pictures, 0..1, that are no closer to their nearest training picture than that one's own nearest.
+    """Share of fake images, 0..1, that are no closer to their nearest training image than that one's own nearest.
 
     Alaa et al. 2022 (arXiv:2102.08921, section 3.3). Around one half for fresh draws of the training distribution, 0
-    for copies: a picture at distance 0 is a copy even of a training picture that occurs twice. UserError below 2
-    training pictures.
+    for copies: an image at distance 0 is a copy even of a training image that occurs twice. UserError below 2
+    training images.
     """
     check_features(training, fewest=2, metric="authenticity")
     found = nearest(fake, training)
     distance, index = found.distances[:, 0], found.indices[:, 0]
     chosen, which = index.unique(return_inverse=True)
-    own = nearest(training[chosen], training, 2).distances[which, 1]  # the first is the picture itself, or its equal
+    own = nearest(training[chosen], training, 2).distances[which, 1]  # the first is the image itself, or its equal
     return float(((distance > 0) & (distance >= own)).double().mean())
 
 

@@ -1,4 +1,4 @@
-"""Ridge regression with its strength by leave-one-out, and what it says of pictures it was not taught."""
+"""Ridge regression with its strength by leave-one-out, and what it says of images it was not taught."""
 
 from typing import NamedTuple
 

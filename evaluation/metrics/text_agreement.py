@@ -1,4 +1,4 @@
-"""Do pictures show what their captions say? From vectors of both in one space (CLIP's). Pure functions of tensors."""
+"""Do images show what their captions say? From vectors of both in one space (CLIP's). Pure functions of tensors."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ FORMULAS = {
     "clip_score": "100 * mean(max(cos, 0)): torchmetrics' convention",
     "clip_score_hessel": "2.5 * mean(max(cos, 0)): Hessel et al. 2021, there with the prefix 'A photo depicts '",
     "mean_cosine": "mean(cos)",
-    "clip_score_shuffled": "clip_score with every caption given to another picture: the floor to beat",
-    "r_precision": "share of pictures whose own caption is nearer than 99 others (Xu et al. 2018, AttnGAN)",
-    "median_rank": "median over the pictures of the own caption's rank among itself and those others, from 1",
-    "r_precision_shuffled": "r_precision with every caption given to another picture: chance",
+    "clip_score_shuffled": "clip_score with every caption given to another image: the floor to beat",
+    "r_precision": "share of images whose own caption is nearer than 99 others (Xu et al. 2018, AttnGAN)",
+    "median_rank": "median over the images of the own caption's rank among itself and those others, from 1",
+    "r_precision_shuffled": "r_precision with every caption given to another image: chance",
 }
 DISTRACTORS = 99
 """AttnGAN's."""
@@ -41,12 +41,12 @@ class Retrieval(NamedTuple):
     ranks: Tensor
     """float64 [N], from 1; equal cosines share the mean of their places."""
     distractors: int
-    """Other captions each picture chose from: 99, or all others where there are fewer."""
+    """Other captions each image chose from: 99, or all others where there are fewer."""
     ties: Tensor
     """int64 [N]: other captions exactly as near as the own one."""
 
     def top(self, places: int) -> float:
-        """0..1: share of pictures whose own caption is among the nearest `places`; chance: places / (1 + distractors).
+        """0..1: share of images whose own caption is among the nearest `places`; chance: places / (1 + distractors).
 
         Of captions equally near each has those places that are left with the same share.
         """
@@ -54,24 +54,24 @@ class Retrieval(NamedTuple):
         return float(((places - better) / (1 + self.ties)).clamp(0, 1).mean())
 
 
-def clip_score(pictures: Tensor, texts: Tensor) -> ClipScore:
-    """Vectors [N, E] of pictures and of their captions, of any length (only directions count). UserError for N = 0."""
-    cosines = _cosines(pictures, texts)
+def clip_score(images: Tensor, texts: Tensor) -> ClipScore:
+    """Vectors [N, E] of images and of their captions, of any length (only directions count). UserError for N = 0."""
+    cosines = _cosines(images, texts)
     positive = float(cosines.clamp(min=0).mean())
     return ClipScore(100 * positive, 2.5 * positive, float(cosines.mean()))
 
 
-def shuffled_clip_score(pictures: Tensor, texts: Tensor, captions: list[str], seed: int = 0) -> float | None:
+def shuffled_clip_score(images: Tensor, texts: Tensor, captions: list[str], seed: int = 0) -> float | None:
     """`clip_score` with captions from `shuffled_order`; None where all captions are equal."""
     order = shuffled_order(captions, seed)
-    return None if order is None else clip_score(pictures, texts[order]).clip_score
+    return None if order is None else clip_score(images, texts[order]).clip_score
 
 
 def shuffled_order(captions: list[str], seed: int = 0) -> Tensor | None:
-    """int64 [N]: picture i gets caption order[i], each caption used once; None where all N are equal.
+    """int64 [N]: image i gets caption order[i], each caption used once; None where all N are equal.
 
-    No picture gets a caption equal to its own, unless one caption has more than half of the pictures; then as few as
-    can be. Pictures stand grouped by caption in a ring, and captions move on by at least the largest group.
+    No image gets a caption equal to its own, unless one caption has more than half of the images; then as few as
+    can be. Images stand grouped by caption in a ring, and captions move on by at least the largest group.
     """
     if len(set(captions)) < 2:
         return None
@@ -87,25 +87,25 @@ def shuffled_order(captions: list[str], seed: int = 0) -> Tensor | None:
 
 
 def retrieval(
-    pictures: Tensor, texts: Tensor, captions: list[str], distractors: int = DISTRACTORS, seed: int = 0
+    images: Tensor, texts: Tensor, captions: list[str], distractors: int = DISTRACTORS, seed: int = 0
 ) -> Retrieval | None:
     """How often the own caption is the nearest of 100, and its rank; None where all captions are equal.
 
-    Vectors [N, E] of pictures and of their captions, equal captions having equal vectors. R-precision of Xu et al.
+    Vectors [N, E] of images and of their captions, equal captions having equal vectors. R-precision of Xu et al.
     2018 (AttnGAN, arXiv:1711.10485, section 4), there with another encoder. Distractors are distinct texts, never
-    equal to the own; each caption has its own random ones, the same for all its pictures. Where several are nearest
+    equal to the own; each caption has its own random ones, the same for all its images. Where several are nearest
     together, each counts as first with the same share. For the control give texts and captions in `shuffled_order`.
     """
-    if not len(pictures) == len(texts) == len(captions):
-        raise UserError(f"{len(pictures)} pictures, {len(texts)} caption vectors and {len(captions)} captions differ")
-    _cosines(pictures, texts)
+    if not len(images) == len(texts) == len(captions):
+        raise UserError(f"{len(images)} images, {len(texts)} caption vectors and {len(captions)} captions differ")
+    _cosines(images, texts)
     own, first = distinct(captions)
     chosen = candidates(own, len(first), distractors, seed)
     if chosen is None:
         return None
     bank = normalize(texts[first].double())
     better, ties = [], []
-    for vectors, compared in zip(normalize(pictures.double()).split(CHUNK), chosen.split(CHUNK), strict=True):
+    for vectors, compared in zip(normalize(images.double()).split(CHUNK), chosen.split(CHUNK), strict=True):
         cosines = (bank[compared] @ vectors[:, :, None])[:, :, 0]
         margin = cosines[:, 1:] - cosines[:, :1]
         better.append((margin > EQUAL).sum(dim=1))
@@ -121,7 +121,7 @@ def ranked(better: Tensor, ties: Tensor, distractors: int) -> Retrieval:
 
 
 def rows_by_caption(captions: list[str]) -> dict[str, list[int]]:
-    """The numbers of each caption's pictures, captions in order of first appearance."""
+    """The numbers of each caption's images, captions in order of first appearance."""
     rows: dict[str, list[int]] = {}
     for i, caption in enumerate(captions):
         rows.setdefault(caption, []).append(i)
@@ -129,14 +129,14 @@ def rows_by_caption(captions: list[str]) -> dict[str, list[int]]:
 
 
 def distinct(captions: list[str]) -> tuple[Tensor, Tensor]:
-    """int64 [N], the number of each picture's caption, and int64 [U], the first picture of each of the U captions."""
+    """int64 [N], the number of each image's caption, and int64 [U], the first image of each of the U captions."""
     rows = rows_by_caption(captions)
     number = {caption: n for n, caption in enumerate(rows)}
     return torch.tensor([number[caption] for caption in captions]), torch.tensor([one[0] for one in rows.values()])
 
 
 def candidates(own: Tensor, count: int, distractors: int, seed: int) -> Tensor | None:
-    """Of `count` captions those that each picture chooses from: int64 [N, 1 + D], its own one, `own` [N], first.
+    """Of `count` captions those that each image chooses from: int64 [N, 1 + D], its own one, `own` [N], first.
 
     D is `distractors`, or all others where there are fewer; None where there are no others.
     """
@@ -149,10 +149,10 @@ def candidates(own: Tensor, count: int, distractors: int, seed: int) -> Tensor |
 
 
 def per_prompt(
-    pictures: Tensor, texts: Tensor, captions: list[str], ranks: Tensor | None = None
+    images: Tensor, texts: Tensor, captions: list[str], ranks: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
     """By caption, in order of first appearance: "count", "clip_score" and, with ranks [N], "rank" (their median)."""
-    scores = 100 * _cosines(pictures, texts).clamp(min=0)
+    scores = 100 * _cosines(images, texts).clamp(min=0)
     table = {}
     for caption, rows in rows_by_caption(captions).items():
         table[caption] = {"count": len(rows), "clip_score": float(scores[rows].mean())}
@@ -161,10 +161,10 @@ def per_prompt(
     return table
 
 
-def _cosines(pictures: Tensor, texts: Tensor) -> Tensor:
+def _cosines(images: Tensor, texts: Tensor) -> Tensor:
     """float64 [N]."""
-    if not len(pictures):
-        raise UserError("no pictures to score")
-    if not (pictures.isfinite().all() and texts.isfinite().all()):
+    if not len(images):
+        raise UserError("no images to score")
+    if not (images.isfinite().all() and texts.isfinite().all()):
         raise UserError("the CLIP vectors hold NaN or infinity; is the weights file damaged?")
-    return cosine_similarity(pictures.double(), texts.double(), dim=1)
+    return cosine_similarity(images.double(), texts.double(), dim=1)

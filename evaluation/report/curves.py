@@ -1,4 +1,4 @@
-"""Curves over the steps as pictures, a panel each, so that they fit any width of screen."""
+"""Curves over the steps as images, a panel each, so that they fit any width of screen."""
 
 import io
 

@@ -1,12 +1,12 @@
-"""Samples beside their nearest training pictures: whether the generator draws, or remembers."""
+"""Samples beside their nearest training images: whether the generator draws, or remembers."""
 
 from PIL import Image
 
-from evaluation.report.page import brief, figure, picture, table
+from evaluation.report.page import brief, figure, image_tag, table
 from evaluation.report.run_record import RunRecord
 from evaluation.run_scores.reading import Evaluation, Pair
 from shards.report.markup import shortened, text
-from toolkit.data.decoding import decode_picture
+from toolkit.data.decoding import decode_image
 from toolkit.errors import UserError
 from toolkit.run_folder.captioned_grid import GAP, SMALLEST_SIDE, TEXT_WIDTH
 
@@ -14,7 +14,7 @@ SIDE, WHOLE = 160, 1080
 
 
 def neighbours(record: RunRecord) -> list[str]:
-    page = ["<h2>Nearest training pictures</h2>"]
+    page = ["<h2>Nearest training images</h2>"]
     newest = next((one for one in reversed(record.evaluations) if one.nearest), None)
     if newest is None:
         how = "<code>--metrics memorisation</code> of <code>python -m evaluation</code> looks for them"
@@ -23,8 +23,8 @@ def neighbours(record: RunRecord) -> list[str]:
     said = f"<b>Exact copies (distance 0): {copies}.</b> " if copies else ""
     where = "" if newest.step is None else f" of step {newest.step:,}"
     page.append(
-        f"<p>The {len(newest.nearest)} samples{where} that come closest to a training picture, by the distance of "
-        f"features, nearest first. {said}Left the sample, right the training picture.</p>"
+        f"<p>The {len(newest.nearest)} samples{where} that come closest to a training image, by the distance of "
+        f"features, nearest first. {said}Left the sample, right the training image.</p>"
     )
     image, why = _open(newest)
     pairs = cut_pairs(image) if image else []
@@ -32,15 +32,15 @@ def neighbours(record: RunRecord) -> list[str]:
         blocks = (_block(pair, *sides) for pair, sides in zip(newest.nearest, pairs, strict=False))
         page += ['<div class="pairs">', *blocks, "</div>"]
     elif image:
-        page.append(f'<div class="whole">{figure(picture(image, WHOLE, "samples and training pictures"), "")}</div>')
+        page.append(f'<div class="whole">{figure(image_tag(image, WHOLE, "samples and training images"), "")}</div>')
     else:
-        page.append(f'<p class="note">The pictures cannot be shown: {text(why)}.</p>')
+        page.append(f'<p class="note">The images cannot be shown: {text(why)}.</p>')
     rest = [_row(pair) for pair in newest.nearest[len(pairs) :]]
-    return [*page, table(["distance", "sample", "training picture"], rest, (0,))] if rest else page
+    return [*page, table(["distance", "sample", "training image"], rest, (0,))] if rest else page
 
 
 def cut_pairs(image: Image.Image) -> list[tuple[Image.Image, Image.Image]]:
-    """(sample, training picture) of each row of a captioned grid with two columns; [] if it is laid out otherwise."""
+    """(sample, training image) of each row of a captioned grid with two columns; [] if it is laid out otherwise."""
     pitch, odd = divmod(image.width - TEXT_WIDTH - GAP, 2)
     side = pitch - GAP
     rows, rest = divmod(image.height - GAP, max(pitch, 1))
@@ -51,18 +51,18 @@ def cut_pairs(image: Image.Image) -> list[tuple[Image.Image, Image.Image]]:
 
 
 def _open(one: Evaluation) -> tuple[Image.Image | None, str]:
-    if one.nearest_picture is None:
-        return None, f"{one.path.name} names no picture that lies beside it"
+    if one.nearest_image is None:
+        return None, f"{one.path.name} names no image that lies beside it"
     try:
-        return decode_picture(one.nearest_picture.read_bytes()), ""
+        return decode_image(one.nearest_image.read_bytes()), ""
     except (OSError, UserError) as error:
-        return None, f"{one.nearest_picture.name}: {getattr(error, 'strerror', None) or error}"
+        return None, f"{one.nearest_image.name}: {getattr(error, 'strerror', None) or error}"
 
 
 def _block(pair: Pair, sample: Image.Image, training: Image.Image) -> str:
     sides = [(sample, pair.caption, pair.sample), (training, pair.training_caption, pair.training)]
     figures = "".join(
-        figure(picture(image, SIDE), f'{shortened(caption)} <span class="number">#{number}</span>')
+        figure(image_tag(image, SIDE), f'{shortened(caption)} <span class="number">#{number}</span>')
         for image, caption, number in sides
     )
     return f'<div class="group"><b>distance {brief(pair.distance)}</b><div class="sheet">{figures}</div></div>'

@@ -11,7 +11,7 @@ def overview(record: RunRecord) -> list[str]:
     seen = [line["images_seen"] for line in record.kept if line.get("images_seen") is not None]
     tiles = [
         ("steps", "none yet" if step is None else f"{step:,}{total}"),
-        ("real pictures seen", f"{seen[-1]:,.0f}" if seen else "not recorded"),
+        ("real images seen", f"{seen[-1]:,.0f}" if seen else "not recorded"),
         ("of training, by the log's rates", duration(record.seconds)),
         ("rollbacks", f"{len(record.rollbacks)}"),
         ("evaluations", f"{len(record.evaluations)}"),

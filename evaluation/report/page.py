@@ -1,4 +1,4 @@
-"""What this page's sections are made of, beside the pieces of shards.report: tables, pictures, figures as PNG."""
+"""What this page's sections are made of, beside the pieces of shards.report: tables, images, figures as PNG."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from shards.report import markup
 from shards.report.markup import text
 
 CRISP_UP_TO = 64
-"""Pixels; smaller pictures are embedded without loss, which costs little and shows what was drawn."""
+"""Pixels; smaller images are embedded without loss, which costs little and shows what was drawn."""
 STYLE = """
 .scroll { overflow-x: auto; margin: 8px 0 12px; }
 table { border-collapse: collapse; font-size: .9em; }
@@ -58,7 +58,7 @@ def warning(paragraphs: list[str]) -> str:
     return '<div class="warn">' + "".join(f"<p>{one}</p>" for one in paragraphs) + "</div>"
 
 
-def picture(image: Image.Image, side: int, alt: str = "") -> str:
+def image_tag(image: Image.Image, side: int, alt: str = "") -> str:
     """RGB -> an <img> of at most `side` px, carried by the page itself."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)

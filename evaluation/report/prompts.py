@@ -1,4 +1,4 @@
-"""Prompt by prompt: which the generator obeys, which it does not, of which it knows one picture only."""
+"""Prompt by prompt: which the generator obeys, which it does not, of which it knows one image only."""
 
 from collections.abc import Callable
 
@@ -24,9 +24,7 @@ def by_prompt(record: RunRecord) -> list[str]:
     varied = [prompt for prompt in newest.prompts if prompt.diversity is not None]
     if varied:
         least = sorted(varied, key=lambda prompt: prompt.diversity)[:SHOWN]
-        page += _list(
-            "Least diverse", f"of {len(varied):,} prompts: their pictures differ least from each other", least
-        )
+        page += _list("Least diverse", f"of {len(varied):,} prompts: their images differ least from each other", least)
     if not known and not varied:
         page.append("<p>The prompts of the newest evaluation carry no scores.</p>")
     return page
@@ -62,4 +60,4 @@ def _list(title: str, of: str, prompts: list[Prompt]) -> list[str]:
         for prompt in prompts
     ]
     numbers = tuple(range(1, 2 + len(used)))
-    return [f"<h3>{title}</h3>", f'<p class="note">{of}.</p>', table(["prompt", *used, "pictures"], rows, numbers)]
+    return [f"<h3>{title}</h3>", f'<p class="note">{of}.</p>', table(["prompt", *used, "images"], rows, numbers)]

@@ -55,9 +55,9 @@ def _introduction(newest: Evaluation) -> str:
     sides = {"n_real": "real", "n_fake": "generated"}
     counts = [f"{_count(protocol[name])} {side}" for name, side in sides.items() if protocol.get(name) is not None]
     told = [] if newest.step is None else [f"step {newest.step:,}"]
-    told += [f"{' and '.join(counts)} pictures"] if counts else []
+    told += [f"{' and '.join(counts)} images"] if counts else []
     told += [f"{shortened(str(protocol['resolution']))} px"] if protocol.get("resolution") else []
-    believed = "What a score sees, and from how many pictures on to believe it, stands in docs/reading_scores.md."
+    believed = "What a score sees, and from how many images on to believe it, stands in docs/reading_scores.md."
     return f"Newest evaluation: {', '.join([*told, code(newest.path.name)])}. {believed}"
 
 

@@ -1,23 +1,23 @@
-"""The same prompts and noise over the training: how the pictures came to be."""
+"""The same prompts and noise over the training: how the images came to be."""
 
 from pathlib import Path
 
 from PIL import Image
 
-from evaluation.report.page import figure, picture
+from evaluation.report.page import figure, image_tag
 from evaluation.report.run_record import RunRecord
 from shards.report.findings import evenly
 from shards.report.markup import shortened, text
 from toolkit.config import TrainConfig
-from toolkit.data.decoding import decode_picture
+from toolkit.data.decoding import decode_image
 from toolkit.errors import UserError
 from toolkit.run_folder.sample_grid import COLUMNS
 
 STEPS_SHOWN, PROMPTS_SHOWN = 8, 8
 CELL, WHOLE = 128, 1080
-"""Pixels: of one picture, and of a grid shown as it is."""
+"""Pixels: of one image, and of a grid shown as it is."""
 GAP = 2
-"""White pixels round each picture, as toolkit.data.images.make_grid lays them."""
+"""White pixels round each image, as toolkit.data.images.make_grid lays them."""
 
 
 def timeline(record: RunRecord) -> list[str]:
@@ -54,7 +54,7 @@ def spread_to_the_end(total: int, count: int) -> list[int]:
 
 
 def cells(grid: Image.Image, config: TrainConfig | None) -> list[list[Image.Image]]:
-    """Rows of pictures of a sample grid; [] if it is not laid out as this run's options say."""
+    """Rows of images of a sample grid; [] if it is not laid out as this run's options say."""
     if config is None:
         return []
     side, columns = config.resolution, min(COLUMNS, config.n_sample)
@@ -70,7 +70,7 @@ def _open(paths: list[Path]) -> tuple[dict[int, Image.Image], list[str]]:
     grids, notes = {}, []
     for path in paths:
         try:
-            grids[step_of(path)] = decode_picture(path.read_bytes())
+            grids[step_of(path)] = decode_image(path.read_bytes())
         except (OSError, UserError) as error:
             notes.append(f"{path.name} cannot be shown: {getattr(error, 'strerror', None) or error}")
     return grids, notes
@@ -86,24 +86,24 @@ def _prompts(run: Path) -> list[str]:
 def _by_prompt(record: RunRecord, cut: dict[int, list[list[Image.Image]]], prompts: list[str]) -> list[str]:
     rows = min(len(grid) for grid in cut.values())
     shown = spread_to_the_end(rows, PROMPTS_SHOWN)
-    reals = real_pictures(record, rows)
+    reals = real_images(record, rows)
     some = f" {len(shown)} of the run's {rows} prompts are shown." if rows > len(shown) else ""
-    real = " The last picture is a training picture of that caption." if reals else ""
+    real = " The last image is a training image of that caption." if reals else ""
     page = [f'<p class="note">One noise vector for all, the same at every step.{some}{real}</p>']
     for row in shown:
         prompt = shortened(prompts[row]) if row < len(prompts) else f"prompt {row + 1}"
-        figures = [figure(picture(grid[row][0], CELL, f"step {step}"), f"{step:,}") for step, grid in cut.items()]
+        figures = [figure(image_tag(grid[row][0], CELL, f"step {step}"), f"{step:,}") for step, grid in cut.items()]
         if reals:
-            figures.append(figure(picture(reals[row], CELL, "training picture"), "real"))
+            figures.append(figure(image_tag(reals[row], CELL, "training image"), "real"))
         page.append(f'<h3>{prompt}</h3><div class="steps">{"".join(figures)}</div>')
     return page
 
 
-def real_pictures(record: RunRecord, rows: int) -> list[Image.Image]:
-    """The training picture of each row; [] if reals.png is not there, or is not of so many rows."""
+def real_images(record: RunRecord, rows: int) -> list[Image.Image]:
+    """The training image of each row; [] if reals.png is not there, or is not of so many rows."""
     path, side = record.folder / "reals.png", record.config.resolution
     try:
-        column = decode_picture(path.read_bytes())
+        column = decode_image(path.read_bytes())
     except (OSError, UserError):
         return []
     pitch = side + GAP
@@ -113,12 +113,12 @@ def real_pictures(record: RunRecord, rows: int) -> list[Image.Image]:
 
 
 def _newest(step: int, grid: Image.Image) -> list[str]:
-    shown = figure(picture(grid, WHOLE, f"all samples of step {step}"), f"step {step:,}, a row per prompt")
+    shown = figure(image_tag(grid, WHOLE, f"all samples of step {step}"), f"step {step:,}, a row per prompt")
     return [f'<details><summary>All samples of step {step:,}</summary><div class="whole">{shown}</div></details>']
 
 
 def _whole(grids: dict[int, Image.Image], prompts: list[str]) -> list[str]:
     page = ['<p class="note">Whole grids: their layout is not that of the run\'s options. A row per prompt:</p>']
     page.append("<ol>" + "".join(f"<li>{shortened(prompt)}</li>" for prompt in prompts[:64]) + "</ol>")
-    shown = [figure(picture(grid, WHOLE // 2, f"step {step}"), f"step {step:,}") for step, grid in grids.items()]
+    shown = [figure(image_tag(grid, WHOLE // 2, f"step {step}"), f"step {step:,}") for step, grid in grids.items()]
     return [*page, f'<div class="curves">{"".join(shown)}</div>']

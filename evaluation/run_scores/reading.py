@@ -17,7 +17,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,79}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the pictures of one caption scored; None where it was not measured."""
+    """What the images of one caption scored; None where it was not measured."""
 
     caption: str
     count: int
@@ -28,7 +28,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Pair:
-    """A sample and the training picture that is nearest to it."""
+    """A sample and the training image that is nearest to it."""
 
     sample: int
     caption: str
@@ -49,13 +49,13 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
     nearest: list[Pair] = field(default_factory=list)
-    nearest_picture: Path | None = None
+    nearest_image: Path | None = None
 
 
 def read_evaluations(run: Path) -> tuple[list[Evaluation], list[str]]:
     """(those of a run folder in the order of their steps, 'file: what is wrong' of those that cannot be read).
 
-    One without a step (its pictures came from no checkpoint of a known step) comes before all others; of equal steps
+    One without a step (its images came from no checkpoint of a known step) comes before all others; of equal steps
     the file's name decides.
     """
     found, damaged = [], []
@@ -98,7 +98,7 @@ def _read(path: Path) -> Evaluation:
         notes=[str(note) for note in _rows(content, "notes")],
         prompts=[_prompt(row) for row in _rows(content, "prompts")],
         nearest=[_pair(row) for row in _rows(content, "nearest")[:NEAREST_SHOWN]],
-        nearest_picture=_beside(path, content.get("nearest_picture")),
+        nearest_image=_beside(path, content.get("nearest_image", content.get("nearest_picture"))),  # its former name
     )
 
 
@@ -145,8 +145,8 @@ def _is_number(value: object) -> bool:
 
 
 def _beside(path: Path, name: object) -> Path | None:
-    """Only a file of the same folder: a report must show no other picture of the reader's disk."""
+    """Only a file of the same folder: a report must show no other image of the reader's disk."""
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         return None
-    picture = path.with_name(name)
-    return picture if picture.is_file() and not picture.is_symlink() else None
+    image = path.with_name(name)
+    return image if image.is_file() and not image.is_symlink() else None

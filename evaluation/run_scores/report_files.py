@@ -1,4 +1,4 @@
-"""A report as files: JSON, and the pictures of pairs beside it."""
+"""A report as files: JSON, and the images of pairs beside it."""
 
 import io
 import json
@@ -9,19 +9,19 @@ from toolkit.errors import UserError
 
 
 def write_report(report: dict, path: Path) -> dict:
-    """Write `path` (.json) and, where there are "pictures", NAME_nearest.png beside it. Returns what the file holds.
+    """Write `path` (.json) and, where there are "images", NAME_nearest.png beside it. Returns what the file holds.
 
     Raises UserError where that is impossible; nothing is half written.
     """
     report = dict(report)
-    pictures = report.pop("pictures", None)
+    images = report.pop("images", None)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if pictures is not None:
+        if images is not None:
             file = io.BytesIO()
-            pictures.save(file, "PNG")
-            report["nearest_picture"] = f"{path.stem}_nearest.png"
-            write_whole(path.with_name(report["nearest_picture"]), file.getvalue())
+            images.save(file, "PNG")
+            report["nearest_image"] = f"{path.stem}_nearest.png"
+            write_whole(path.with_name(report["nearest_image"]), file.getvalue())
         write_whole(path, as_json(report).encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room or choose another --out") from None

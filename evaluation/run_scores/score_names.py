@@ -4,32 +4,32 @@ import re
 from typing import Literal, NamedTuple
 
 PREFIXES = {"clean_": "clean-fid's resize", "pytorch_": "pytorch-fid's resize"}
-"""Of scores whose pictures came to Inception's size in another way than torch-fidelity's."""
+"""Of scores whose images came to Inception's size in another way than torch-fidelity's."""
 TITLES = {
     "fid": "FID",
-    "fid_infinity": "FID extrapolated to infinitely many pictures",
+    "fid_infinity": "FID extrapolated to infinitely many images",
     "kid": "KID",
     "clip_fd": "Fréchet distance on CLIP features",
     "dinov2_fd": "Fréchet distance on DINOv2 features",
     "inception_score": "Inception Score",
-    "precision": "precision: drawn pictures that look real",
+    "precision": "precision: drawn images that look real",
     "density": "density: how deep among the real ones they lie",
-    "recall": "recall: real pictures that could be drawn",
-    "coverage": "coverage: real pictures with a drawn one near",
+    "recall": "recall: real images that could be drawn",
+    "coverage": "coverage: real images with a drawn one near",
     "clip_score": "CLIP score",
     "clip_score_hessel": "CLIP score as in Hessel et al.",
-    "mean_cosine": "mean cosine of picture and text",
+    "mean_cosine": "mean cosine of image and text",
     "r_precision": "R-precision: own caption ranked first",
     "median_rank": "median rank of the own caption",
-    "probe_accuracy": "probe accuracy: pictures a reader taught on real ones gives their caption",
-    "text_top10": "own caption among the 10 of 100 nearest to what a reader taught on real pictures sees",
+    "probe_accuracy": "probe accuracy: images a reader taught on real ones gives their caption",
+    "text_top10": "own caption among the 10 of 100 nearest to what a reader taught on real images sees",
     "text_top1": "own caption the nearest of 100 to what that reader sees",
     "text_median_rank": "median rank of the own caption by that reader",
-    "joint_fd": "Fréchet joint distance of pictures and text",
-    "diversity": "diversity of the pictures of a prompt",
-    "vendi": "Vendi score: effective number of pictures",
-    "authenticity": "authenticity: pictures that are no copies",
-    "nearest_distance": "distance to the nearest training picture",
+    "joint_fd": "Fréchet joint distance of images and text",
+    "diversity": "diversity of the images of a prompt",
+    "vendi": "Vendi score: effective number of images",
+    "authenticity": "authenticity: images that are no copies",
+    "nearest_distance": "distance to the nearest training image",
 }
 """Every score that a table shows a row for, in the table's order."""
 LOWER = re.compile(r"fid|kid|_fd$|median_rank$")
@@ -38,10 +38,10 @@ UNCERTAINTY = ("kid_std", "kid_low", "kid_high", "fid_infinity_error", "inceptio
 CONTROLS = {
     "clip_score": {"clip_score_shuffled": "shuffled captions"},
     "r_precision": {"r_precision_shuffled": "shuffled captions"},
-    "probe_accuracy": {"probe_accuracy_real": "real pictures, each left out"},
-    "text_top10": {"text_top10_shuffled": "shuffled captions", "text_top10_real": "real pictures, each left out"},
-    "diversity": {"diversity_real": "real pictures"},
-    "vendi": {"vendi_real": "real pictures"},
+    "probe_accuracy": {"probe_accuracy_real": "real images, each left out"},
+    "text_top10": {"text_top10_shuffled": "shuffled captions", "text_top10_real": "real images, each left out"},
+    "diversity": {"diversity_real": "real images"},
+    "vendi": {"vendi_real": "real images"},
 }
 """What a score is read against: names, and what each was measured on."""
 
@@ -63,7 +63,7 @@ class ScoreName(NamedTuple):
 
     @property
     def is_auxiliary(self) -> bool:
-        """Whether it tells of another score instead of the pictures."""
+        """Whether it tells of another score instead of the images."""
         return self.stem in UNCERTAINTY or any(self.stem in controls for controls in CONTROLS.values())
 
     @property
@@ -94,7 +94,7 @@ def in_order(names: set[str]) -> list[str]:
 
 
 def interval(name: str, scores: dict[str, float]) -> tuple[float, float] | None:
-    """The 95 % interval that the same report gives for `name`: of what its finite number of pictures leaves open."""
+    """The 95 % interval that the same report gives for `name`: of what its finite number of images leaves open."""
     parsed = parse(name)
     low, high = (scores.get(parsed.sibling(f"{parsed.stem}_{end}")) for end in ("low", "high"))
     return None if low is None or high is None else (low, high)

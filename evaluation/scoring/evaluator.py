@@ -1,4 +1,4 @@
-"""From sources of pictures to a report: networks and reference are loaded once, then any number of sources scored."""
+"""From sources of images to a report: networks and reference are loaded once, then any number of sources scored."""
 
 import hashlib
 from functools import cached_property
@@ -21,11 +21,11 @@ from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
 
 FEWEST = 64
-"""Below this the covariance term is noise; the same pictures give any value."""
+"""Below this the covariance term is noise; the same images give any value."""
 
 
 class Setting(NamedTuple):
-    """Where and how pictures are computed; of no concern to the metrics."""
+    """Where and how images are computed; of no concern to the metrics."""
 
     processes: Processes
     device: torch.device
@@ -46,13 +46,13 @@ class Evaluator:
         self.metrics = parse_metrics(options.metrics)
         lacking = [name for name in self.metrics if METRICS[name].real and real is None]
         if lacking:
-            raise UserError(f"{', '.join(lacking)} compare with real pictures: give --real")
+            raise UserError(f"{', '.join(lacking)} compare with real images: give --real")
         if real is not None:
             self._check_count(real, "real")
             wanting = [name for name in self.metrics if METRICS[name].real_captions]
             if real.captions is None and wanting:
                 needs = "needs" if len(wanting) == 1 else "need"
-                raise UserError(f"{', '.join(wanting)} {needs} captions of the real pictures, and {real.name} has none")
+                raise UserError(f"{', '.join(wanting)} {needs} captions of the real images, and {real.name} has none")
         self._check_vectors(real)
         self.taps = {METRICS[name].tap for name in self.metrics}
         self.clip: ClipExtractor | None = None
@@ -67,7 +67,7 @@ class Evaluator:
         if fake.captions is None and (wanting := [n for n in self.metrics if METRICS[n].captions and n != "diversity"]):
             raise UserError(
                 f"{', '.join(wanting)} need captions, and {fake.name} has no captions; put a .txt of the same stem "
-                "beside every picture"
+                "beside every image"
             )
         self._check_vectors(fake)
         self.extractors = self.extractors or self.setting.processes.together(self._load)
@@ -115,14 +115,14 @@ class Evaluator:
     def _to_cache(self, extractors: list[Extractor], features: Features) -> None:
         setting, fingerprint = self.setting, self._fingerprint
         if not setting.processes.main or setting.cache is None or self.real.fingerprint() != fingerprint:
-            return  # the last: pictures were replaced meanwhile
+            return  # the last: images were replaced meanwhile
         for extractor in extractors:
             kept = {tap: features[tap] for tap in extractor.taps}
             setting.cache.store(fingerprint, extractor.key(), kept)
 
     @cached_property
     def _fingerprint(self) -> str | None:
-        """None where a network draws the reference; asked on the main process only, for it reads all pictures."""
+        """None where a network draws the reference; asked on the main process only, for it reads all images."""
         return self.real.fingerprint() if self.real is not None and self.setting.processes.main else None
 
     def _side(self, source: Source, features: Features) -> Side | None:
@@ -148,7 +148,7 @@ class Evaluator:
         return report | ({"nearest": of.nearest} if of.nearest else {})
 
     def _scores(self, of: Evidence) -> tuple[Scores, list[str]]:
-        """By name, and what was refused: one metric that wants more pictures does not cost the others theirs."""
+        """By name, and what was refused: one metric that wants more images does not cost the others theirs."""
         scores, refused = {}, []
         for name in self.metrics:
             metric = METRICS[name]
@@ -198,7 +198,7 @@ class Evaluator:
             needed = 1
         if source.count < needed:
             metrics = ", ".join(self.metrics)
-            raise UserError(f"--{side} {source.name} has {source.count} pictures; {metrics} needs {needed} ({remedy})")
+            raise UserError(f"--{side} {source.name} has {source.count} images; {metrics} needs {needed} ({remedy})")
 
 
 def captions_sha256(captions: list[str] | None) -> str | None:

@@ -1,6 +1,6 @@
-"""Networks that a generator was trained to please are no judges of its pictures.
+"""Networks that a generator was trained to please are no judges of its images.
 
-Features that the discriminator sees, or a loss, get better scores without better pictures (Kynkäänniemi et al. 2022,
+Features that the discriminator sees, or a loss, get better scores without better images (Kynkäänniemi et al. 2022,
 arXiv 2203.06026, on ImageNet features and FID). The score by the very network is refused, that by its kin gets a note.
 """
 
@@ -67,6 +67,6 @@ def _same_timm(a: str, b: str) -> bool:
 def _refused(metrics: list[str], which: str, option: str, told: str) -> UserError:
     remedy = told or f"name another network (--{option}) or leave them out of --metrics"
     return UserError(
-        f"{', '.join(metrics)} would be by {which} trained: no judge of this generator's pictures "
+        f"{', '.join(metrics)} would be by {which} trained: no judge of this generator's images "
         f"(docs/reading_scores.md); {remedy}"
     )

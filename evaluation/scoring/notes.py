@@ -7,11 +7,11 @@ from evaluation.sources.source import Source
 
 UNBIASED_FROM = 10_000
 CUSTOMARY_COUNT = 50_000
-"""Pictures behind published Inception Scores."""
+"""Images behind published Inception Scores."""
 CUSTOMARY_CANDIDATES = 100
-"""Captions that each picture of text_probe chooses from."""
+"""Captions that each image of text_probe chooses from."""
 COLLAPSED = 0.1
-"""Share of the real pictures' variance below which the fake ones are called collapsed."""
+"""Share of the real images' variance below which the fake ones are called collapsed."""
 
 
 def of(real: Source | None, fake: Source, evidence: Evidence, clip: ClipExtractor | None) -> list[str]:
@@ -41,7 +41,7 @@ def _of_counts(real: Source, fake: Source, evidence: Evidence) -> list[str]:
     for tap in evidence.fake.features:
         width = evidence.fake.features[tap].shape[1]
         if tap != "inception_logits" and fewest <= width:
-            found.append(f"rank-deficient covariance: {fewest:,} pictures for {width} features ({tap})")
+            found.append(f"rank-deficient covariance: {fewest:,} images for {width} features ({tap})")
     if real.count != fake.count:
         found.append(f"unequal N: {real.count:,} real, {fake.count:,} fake")
     return found
@@ -66,13 +66,13 @@ def _of_candidates(evidence: Evidence) -> list[str]:
 
 
 def _of_collapse(evidence: Evidence) -> list[str]:
-    """A generator that draws one picture, or one a prompt, has finite scores: somebody must say it."""
+    """A generator that draws one image, or one a prompt, has finite scores: somebody must say it."""
     found, tap, real, fake = [], evidence.tap, evidence.real, evidence.fake
     if real is None or tap not in fake.features:
         return found
     if fake.statistics(tap).covariance.trace() < COLLAPSED * real.statistics(tap).covariance.trace():
-        found.append("the fake pictures hardly differ from each other (feature variance < 10 % of real): collapsed?")
+        found.append("the fake images hardly differ from each other (feature variance < 10 % of real): collapsed?")
     alike = [one["caption"] for one in evidence.prompts.values() if one.get("diversity") == 0]
     if alike:
-        found.append(f"all pictures of a prompt are equal for {len(alike):,} prompts, e.g. {alike[0][:80]!r}")
+        found.append(f"all images of a prompt are equal for {len(alike):,} prompts, e.g. {alike[0][:80]!r}")
     return found

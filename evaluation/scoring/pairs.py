@@ -1,4 +1,4 @@
-"""Samples beside their nearest training pictures: memorised ones catch the eye."""
+"""Samples beside their nearest training images: memorised ones catch the eye."""
 
 import torch
 from PIL import Image
@@ -8,14 +8,14 @@ from toolkit.run_folder.captioned_grid import draw_captioned_grid
 
 
 def draw_pairs(nearest: list[dict], real: Source, fake: Source) -> Image.Image:
-    """Rows of sample | nearest training picture | the sample's caption and the distance, nearest first."""
-    pictures, lines = [], []
+    """Rows of sample | nearest training image | the sample's caption and the distance, nearest first."""
+    images, lines = [], []
     for pair in nearest:
         sample, training = (
             source.draw(range(pair[key], pair[key] + 1)) for source, key in ((fake, "sample"), (real, "training"))
         )
         if sample.shape != training.shape:
             training = torch.nn.functional.interpolate(training.float(), sample.shape[2:]).to(torch.uint8)
-        pictures += [sample, training]
+        images += [sample, training]
         lines.append(f"{pair.get('caption', '')[:120]} (distance {pair['distance']:.3g})")
-    return draw_captioned_grid(torch.cat(pictures), lines)
+    return draw_captioned_grid(torch.cat(images), lines)

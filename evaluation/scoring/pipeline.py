@@ -20,7 +20,7 @@ def evaluate(options: EvaluationOptions) -> Iterator[dict]:
     """The report of each of `options.fake`, in order, on the main process; nothing on the others. Raises UserError.
 
     A report holds "scores", "protocol", "notes"; where a metric makes them "prompts" and "nearest", and with the latter
-    "pictures", a PIL image of the pairs.
+    "images", a PIL image of the pairs.
     """
     processes = join_processes()
     device = pick_device(options.device)
@@ -33,7 +33,7 @@ def evaluate(options: EvaluationOptions) -> Iterator[dict]:
         evaluator = evaluator or Evaluator(options, real, setting)  # after the paths are known to be good
         report = evaluator(fake)
         if report is not None:
-            yield with_pictures(report, real, fake)
+            yield with_images(report, real, fake)
 
 
 def single(options: EvaluationOptions, metric: str, network: str) -> dict | None:
@@ -45,9 +45,9 @@ def single(options: EvaluationOptions, metric: str, network: str) -> dict | None
     return None
 
 
-def with_pictures(report: dict, real: Source | None, fake: Source) -> dict:
-    """Adds "pictures" where the report names nearest training pictures."""
-    return report | ({"pictures": draw_pairs(report["nearest"], real, fake)} if "nearest" in report else {})
+def with_images(report: dict, real: Source | None, fake: Source) -> dict:
+    """Adds "images" where the report names nearest training images."""
+    return report | ({"images": draw_pairs(report["nearest"], real, fake)} if "nearest" in report else {})
 
 
 def _open_real(options: EvaluationOptions, device: torch.device) -> Source | None:

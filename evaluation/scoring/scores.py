@@ -21,17 +21,17 @@ from toolkit.errors import UserError, nearest
 Scores = dict[str, float | None]
 NO_VECTORS = "text_probe needs the text vectors of both sides: --real a shard folder, --fake a checkpoint or shards"
 PAIRS = 32
-"""Most pairs of a sample and its nearest training picture in a report."""
+"""Most pairs of a sample and its nearest training image in a report."""
 
 
 @dataclass
 class Side:
-    """Features of one source, and the captions of its pictures with CLIP's vectors where a metric asks for them."""
+    """Features of one source, and the captions of its images with CLIP's vectors where a metric asks for them."""
 
     features: Features
     captions: list[str] | None = None
     text: Tensor | None = None
-    """float32 [N, E], one for each picture."""
+    """float32 [N, E], one for each image."""
     probe: caption_probe.Probe | None = None
     """What the caption probe learned of this side; made once, as the statistics are."""
     vectors: Vectors | None = None
@@ -39,7 +39,7 @@ class Side:
     text_ridge: Ridge | None = None
     """What the text probe learned of this side."""
     text_left_out: text_agreement.Retrieval | None = None
-    """How it reads this side's pictures left out."""
+    """How it reads this side's images left out."""
     _statistics: dict[str, Statistics] = field(default_factory=dict)
 
     def statistics(self, tap: str) -> Statistics:
@@ -58,7 +58,7 @@ class Evidence:
     real: Side | None
     fake: Side
     prompts: dict[str, dict] = field(default_factory=dict)
-    """By caption: what is known of its pictures."""
+    """By caption: what is known of its images."""
     nearest: list[dict] = field(default_factory=list)
     details: dict[str, dict] = field(default_factory=dict)
     """By metric: what belongs into the protocol."""
@@ -119,24 +119,24 @@ def precision_recall(of: Evidence) -> Scores:
 
 
 def agreement(of: Evidence) -> Scores:
-    pictures, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
+    images, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
     of.details["clip_score"] = {"formulas": text_agreement.FORMULAS, "prefix": of.options.prefix}
-    for caption, found in text_agreement.per_prompt(pictures, texts, captions).items():
+    for caption, found in text_agreement.per_prompt(images, texts, captions).items():
         of.tell(caption, **found)
-    shuffled = text_agreement.shuffled_clip_score(pictures, texts, captions, of.seed)
-    return {**text_agreement.clip_score(pictures, texts)._asdict(), "clip_score_shuffled": shuffled}
+    shuffled = text_agreement.shuffled_clip_score(images, texts, captions, of.seed)
+    return {**text_agreement.clip_score(images, texts)._asdict(), "clip_score_shuffled": shuffled}
 
 
 def retrieval(of: Evidence) -> Scores:
-    pictures, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
-    found = text_agreement.retrieval(pictures, texts, captions, seed=of.seed)
+    images, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
+    found = text_agreement.retrieval(images, texts, captions, seed=of.seed)
     if found is None:
         return dict.fromkeys(("r_precision", "r_precision_shuffled", "median_rank"))
     of.details["retrieval"] = {"distractors": found.distractors}
-    for caption, told in text_agreement.per_prompt(pictures, texts, captions, found.ranks).items():
+    for caption, told in text_agreement.per_prompt(images, texts, captions, found.ranks).items():
         of.tell(caption, **told)
     order = text_agreement.shuffled_order(captions, of.seed)
-    control = text_agreement.retrieval(pictures, texts[order], [captions[i] for i in order], seed=of.seed)
+    control = text_agreement.retrieval(images, texts[order], [captions[i] for i in order], seed=of.seed)
     shuffled = control.r_precision if control else None
     return {"r_precision": found.r_precision, "r_precision_shuffled": shuffled, "median_rank": found.median_rank}
 

@@ -1,4 +1,4 @@
-"""Picture files -> batches, by threads that decode the next batches while the caller works on this one."""
+"""Image files -> batches, by threads that decode the next batches while the caller works on this one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toolkit.data.decoding import BadPicture, decode_pixels, fit_square
+from toolkit.data.decoding import BadImage, decode_pixels, fit_square
 from toolkit.data.worker_count import cores
 
 AHEAD = 2
@@ -18,7 +18,7 @@ MOST_THREADS = 8
 
 
 def square_pixels(data: bytes, side: int, fit: str = "crop") -> np.ndarray:
-    """Bytes of a picture file -> uint8 [side, side, 3], resized by `fit_square` where needed. Raises BadPicture."""
+    """Bytes of an image file -> uint8 [side, side, 3], resized by `fit_square` where needed. Raises BadImage."""
     pixels = decode_pixels(data)
     if pixels.shape == (side, side, 3):
         return pixels
@@ -60,10 +60,10 @@ def decoded(
 
 
 def named(name: object, decode: Callable[[], np.ndarray]) -> np.ndarray:
-    """`decode()`, with `name` in front of any complaint, a read error's too. Raises BadPicture."""
+    """`decode()`, with `name` in front of any complaint, a read error's too. Raises BadImage."""
     try:
         return decode()
     except OSError as error:
-        raise BadPicture(f"{name}: cannot be read ({error.strerror})") from None
-    except BadPicture as error:
-        raise BadPicture(f"{name}: {error}") from None
+        raise BadImage(f"{name}: cannot be read ({error.strerror})") from None
+    except BadImage as error:
+        raise BadImage(f"{name}: {error}") from None

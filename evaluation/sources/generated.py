@@ -1,4 +1,4 @@
-"""Pictures that a network draws: picture i is a function of (network, seed, i), bit for bit, in any batch."""
+"""Images that a network draws: image i is a function of (network, seed, i), bit for bit, in any batch."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -29,13 +29,13 @@ def generated_source(
     size: int | None = None,
     truncation: float = 1.0,
 ) -> Source:
-    """The first `count` pictures of an endless sequence, from `network` (z, text) as it is when they are drawn.
+    """The first `count` images of an endless sequence, from `network` (z, text) as it is when they are drawn.
 
-    Picture i comes from row i of `captions` and `text` [M, E], cycling, and from the noise of (seed, i), on the
+    Image i comes from row i of `captions` and `text` [M, E], cycling, and from the noise of (seed, i), on the
     network's device and in its memory format, in float32; it is resized to `size` if that is given, and truncated as
-    `toolkit.inference.sampling.truncated` says. Pictures are drawn in fixed groups, so that neither `count` nor the
-    caller's batches change a bit of them. The network is in evaluation mode only meanwhile; nothing of it and no random state is
-    changed.
+    `toolkit.inference.sampling.truncated` says. Images are drawn in fixed groups, so that neither `count` nor the
+    caller's batches change a bit of them. The network is in evaluation mode only meanwhile; nothing of it and no random
+    state is changed.
     """
     side = size or resolution
 
@@ -44,17 +44,17 @@ def generated_source(
         # Not seed + i: seeds 0 and 1 would then share all of their noise but one vector.
         z = truncated(draws.sample_noise([(seed << 32) + i for i in numbers], z_dim), truncation)
         with evaluating(network), exact_float32(next(network.parameters()).device):
-            pictures = sample(network, z, text[[i % len(text) for i in numbers]], GROUP)
-        return pictures if side == resolution else _resized(pictures, side)
+            images = sample(network, z, text[[i % len(text) for i in numbers]], GROUP)
+        return images if side == resolution else _resized(images, side)
 
     def stream(chunks: Iterable[range]) -> Iterator[Tensor]:
-        kept, pictures = -1, torch.empty(0)  # by this pass alone: before the next one the network may have learned
+        kept, images = -1, torch.empty(0)  # by this pass alone: before the next one the network may have learned
         for numbers in chunks:
             rows = []
             for i in numbers:
                 if i // GROUP != kept:
-                    kept, pictures = i // GROUP, group(i // GROUP)
-                rows.append(pictures[i % GROUP])
+                    kept, images = i // GROUP, group(i // GROUP)
+                rows.append(images[i % GROUP])
             yield torch.stack(rows)
 
     def cycled() -> list[str]:
@@ -80,5 +80,5 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _resized(pictures: Tensor, side: int) -> Tensor:
-    return torch.stack([from_pil(fit_square(to_pil(picture), side)) for picture in pictures])
+def _resized(images: Tensor, side: int) -> Tensor:
+    return torch.stack([from_pil(fit_square(to_pil(image), side)) for image in images])

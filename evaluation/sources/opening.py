@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from evaluation.sources.generated import generated_source
-from evaluation.sources.picture_folder import picture_folder
+from evaluation.sources.image_folder import image_folder
 from evaluation.sources.prompts import read_prompts
-from evaluation.sources.shard_pictures import shard_pictures
+from evaluation.sources.shard_images import shard_images
 from evaluation.sources.source import Source, chosen
 from toolkit.data.addresses import is_address
 from toolkit.data.remote_shards import open_shards
@@ -30,11 +30,11 @@ def open_source(
     encoder_weights: Path | None = None,
     truncation: float = 1.0,
 ) -> Source:
-    """`count` pictures (None: all) of the source at `path`, which may be an address of shards, drawn by `seed`.
+    """`count` images (None: all) of the source at `path`, which may be an address of shards, drawn by `seed`.
 
-    Pictures are centre-cropped and resized to `size` if it is given (shards that are fitted when they are read: as
+    Images are centre-cropped and resized to `size` if it is given (shards that are fitted when they are read: as
     those say). The last four concern checkpoints: `prompts` is a shard folder or a text file with one prompt a line
-    (`count` None: one picture a prompt), `truncation` scales the noise. Raises UserError.
+    (`count` None: one image a prompt), `truncation` scales the noise. Raises UserError.
     """
     check(count is None or count > 0, "count", count, "at least 1")
     check(size is None or size > 0, "size", size, "at least 1")
@@ -43,12 +43,12 @@ def open_source(
         return _shards(path, count, size, seed)
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give pictures, a shard folder or a checkpoint")
+        raise UserError(f"{path}: no such file or folder; give images, a shard folder or a checkpoint")
     if is_checkpoint(path):
         return _checkpoint(path, count, size, seed, prompts, device, encoder_weights, truncation)
     if is_shards(path):
         return _shards(path, count, size, seed)
-    return picture_folder(path, count, size, seed)
+    return image_folder(path, count, size, seed)
 
 
 def is_shards(path: str | Path) -> bool:
@@ -66,7 +66,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def _shards(path: str | Path, count: int | None, size: int | None, seed: int) -> Source:
     shards = open_shards(path)
-    return shard_pictures(shards, str(path), sorted(chosen(len(shards), count, seed)), size)
+    return shard_images(shards, str(path), sorted(chosen(len(shards), count, seed)), size)
 
 
 def _checkpoint(

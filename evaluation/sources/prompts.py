@@ -21,7 +21,7 @@ def read_prompts(
     device: torch.device,
     weights: Path | None,
 ) -> tuple[list[str], Tensor]:
-    """M captions and float32 [M, E] of the generator's own encoder: enough for the groups of `count` pictures, or all.
+    """M captions and float32 [M, E] of the generator's own encoder: enough for the groups of `count` images, or all.
 
     Row i is a function of (seed, i). Raises UserError if the vectors of shards are another encoder's.
     """
@@ -36,7 +36,7 @@ def read_prompts(
     captions = [lines[i] for i in chosen(len(lines), wanted, seed)]
     encoder = load_encoder_of(generator.identity, weights, device)
     parts = [captions[start : start + GROUP] for start in range(0, len(captions), GROUP)]
-    return captions, torch.cat([encoder.encode(part) for part in parts])  # as together as their pictures, bit for bit
+    return captions, torch.cat([encoder.encode(part) for part in parts])  # as together as their images, bit for bit
 
 
 def lines_of(path: Path) -> list[str]:

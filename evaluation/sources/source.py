@@ -1,4 +1,4 @@
-"""What is scored: N pictures of one size, with captions if there are any, however they come about."""
+"""What is scored: N images of one size, with captions if there are any, however they come about."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from toolkit import draws
 from toolkit.encoders.text_encoder import EncoderIdentity
 
 GROUP = 16
-"""Pictures that a network draws together, always the same ones: its sums are rounded otherwise in other batches."""
+"""Images that a network draws together, always the same ones: its sums are rounded otherwise in other batches."""
 
 
 class Vectors(NamedTuple):
@@ -23,11 +23,11 @@ class Vectors(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """N pictures of one size."""
+    """N images of one size."""
 
     name: str
     kind: str
-    """'pictures', 'shards' or 'checkpoint'."""
+    """'images', 'shards' or 'checkpoint'."""
     count: int
     width: int
     height: int
@@ -49,23 +49,23 @@ class Source:
     """Vectors of the captions by the encoder that training knows them by; None if the source has none."""
 
     def batches(self, batch: int) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W] in [0, 255], `batch` pictures at a time, N in all."""
+        """uint8 [B, 3, H, W] in [0, 255], `batch` images at a time, N in all."""
         return self.stream(range(first, min(first + batch, self.count)) for first in range(0, self.count, batch))
 
     def draw(self, numbers: range) -> Tensor:
         """Numbers in [0, count), at least one -> uint8 [B, 3, H, W] in [0, 255]."""
-        (pictures,) = self.stream([numbers])
-        return pictures
+        (images,) = self.stream([numbers])
+        return images
 
     @property
     def captions(self) -> list[str] | None:
-        """One for each picture, in the order of the batches; None if the source has none."""
+        """One for each image, in the order of the batches; None if the source has none."""
         return self.read_captions()
 
     def fingerprint(self) -> str | None:
-        """SHA-256 over what the N pictures are made from, read now; None if that is a network. Progress on stderr.
+        """SHA-256 over what the N images are made from, read now; None if that is a network. Progress on stderr.
 
-        Equal exactly where the pictures are, up to other files of equal pixels: `pictures_fingerprint` says of what.
+        Equal exactly where the images are, up to other files of equal pixels: `images_fingerprint` says of what.
         """
         return self.read_fingerprint()
 

@@ -1,7 +1,7 @@
 """Text embeddings as clip-retrieval writes them (https://github.com/rom1504/clip-retrieval, clip_inference/writer.py).
 
 `text_emb/text_emb_N.npy` (float16 or float32 [rows, E]) beside `metadata/metadata_N.parquet`, whose row i names the
-sample (`image_path`, or `key` where no pictures were embedded) and the `caption` of row i; or all in one folder.
+sample (`image_path`, or `key` where no images were embedded) and the `caption` of row i; or all in one folder.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class VectorTable:
         return EncoderIdentity.from_vectors(encoder, list(probes), torch.from_numpy(vectors))
 
     def _vector(self, sample: Sample) -> "np.ndarray | Problem":
-        place, (caption,) = str(sample.picture), sample.captions
+        place, (caption,) = str(sample.image), sample.captions
         at = _find(self._pairs, _digest(sample.key, caption))
         if at is None:
             if _find(self._keys, _digest(sample.key)) is None:

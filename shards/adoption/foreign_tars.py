@@ -1,7 +1,7 @@
 """A tar of img2dataset's or of any other WebDataset writer: its samples that can be trained on, and why not the rest.
 
 img2dataset (https://github.com/rom1504/img2dataset) writes KEY.jpg|png|webp, KEY.txt (empty where the list had no
-caption) and KEY.json per picture that it got; those it failed to get stand in its .parquet and _stats.json alone.
+caption) and KEY.json per image that it got; those it failed to get stand in its .parquet and _stats.json alone.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ Span = tuple[int, int]
 
 
 class ForeignSample(NamedTuple):
-    """A picture, not looked at yet, with a usable caption."""
+    """An image, not looked at yet, with a usable caption."""
 
     key: str
     place: str
     """'TAR/KEY', for people."""
     caption: str
-    picture: Span
+    image: Span
     text: Span
     """Where the caption stands in the tar, as plain text or as a JSON string."""
 
@@ -44,19 +44,19 @@ def read_tar(path: Path, caption_key: str = "") -> tuple[list[ForeignSample], li
     found, problems = [], []
     with path.open("rb") as file:
         spans = _json_spans(path) if caption_key else dict(zip(keys, map(tuple, rows[:, 3:5].tolist()), strict=True))
-        for key, picture in zip(keys, map(tuple, rows[:, 1:3].tolist()), strict=True):
+        for key, image in zip(keys, map(tuple, rows[:, 1:3].tolist()), strict=True):
             try:
-                if not picture[1]:
-                    raise UserError("bad picture: an empty file" if picture[0] else "no picture")
+                if not image[1]:
+                    raise UserError("bad image: an empty file" if image[0] else "no image")
                 text, caption = _caption(file.fileno(), spans.get(key, (0, 0)), caption_key)
-                found.append(ForeignSample(key, f"{path.name}/{key}", caption, picture, text))
+                found.append(ForeignSample(key, f"{path.name}/{key}", caption, image, text))
             except UserError as error:
                 problems.append(Problem(f"{path.name}/{key}", str(error)))
     return found, problems
 
 
 def downloads(tars: list[Path]) -> tuple[int, int]:
-    """How many pictures img2dataset tried and got, by the NAME_stats.json beside the tars; (0, 0) without them."""
+    """How many images img2dataset tried and got, by the NAME_stats.json beside the tars; (0, 0) without them."""
     tried = got = 0
     for tar in tars:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a help to people, nothing depends on it
@@ -107,5 +107,5 @@ def _json_spans(path: Path) -> dict[str, Span]:
 
 def index_rows(samples: list[ForeignSample], vector_spans: np.ndarray) -> np.ndarray:
     """int64 [N, 7], INDEX_COLUMNS with shard 0; `vector_spans`: int64 [N, 2]."""
-    spans = np.array([(0, *sample.picture, *sample.text) for sample in samples], dtype=np.int64)
+    spans = np.array([(0, *sample.image, *sample.text) for sample in samples], dtype=np.int64)
     return np.concatenate([spans.reshape(-1, 5), vector_spans], axis=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.adoption.foreign_tars import ForeignSample, index_rows, read_tar
-from shards.adoption.picture_checks import PictureChecks
+from shards.adoption.image_checks import ImageChecks
 from shards.adoption.records import Record, save_rows, vectors_name
 from shards.caption_folder.samples import Sample
 from shards.embedding.staging import Staging
@@ -22,12 +22,12 @@ CHUNK = 4096
 """Captions embedded at a time; bounds memory, and the same for any number of processes."""
 
 
-def adopt_tar(tar: Path, settings: dict, source: EmbeddingSource, checks: PictureChecks, staging: Staging) -> Record:
+def adopt_tar(tar: Path, settings: dict, source: EmbeddingSource, checks: ImageChecks, staging: Staging) -> Record:
     """What is written depends on the tar and the settings alone. Raises UserError if the tar is damaged; OSError."""
     status = tar.stat()
     samples, problems = read_tar(tar, settings["caption_key"])
     sha256 = checks.sha256(tar)  # both run while the captions are embedded here
-    reasons = checks.reasons(tar, [s.picture for s in samples], settings["min_side"]) if settings["decode"] else None
+    reasons = checks.reasons(tar, [s.image for s in samples], settings["min_side"]) if settings["decode"] else None
     vectors = _embed(samples, source)
     kept, rows = [], []
     for sample, found, reason in zip(samples, vectors, reasons() if reasons else [""] * len(samples), strict=True):

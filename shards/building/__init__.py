@@ -1,1 +1,1 @@
-"""From captioned pictures to a shard folder: planned, cut into parts, built in parallel, merged."""
+"""From captioned images to a shard folder: planned, cut into parts, built in parallel, merged."""

@@ -103,7 +103,7 @@ def _plan(job: Job, folders: Folders, base: Manifest | None) -> bool:
     if base:
         earlier = {source.key: source.captions for source in read_sources(folders.out)}
         problems = problems + [
-            Problem(s.picture, "changed captions: built with others; --overwrite builds all anew")
+            Problem(s.image, "changed captions: built with others; --overwrite builds all anew")
             for s in samples if earlier.get(s.key, s.captions) != s.captions
         ]  # fmt: skip
         samples = [sample for sample in samples if sample.key not in earlier]
@@ -113,10 +113,10 @@ def _plan(job: Job, folders: Folders, base: Manifest | None) -> bool:
         print(f"{job.out} holds all {base.samples:,} samples already; nothing to add; {summary(problems)}")
         return False
     if base:
-        what = "samples" if job.rules.crops == 1 else f"pictures, up to {job.rules.crops} samples each,"
+        what = "samples" if job.rules.crops == 1 else f"images, up to {job.rules.crops} samples each,"
         print(f"adding {len(samples):,} {what} to the {base.samples:,} of {job.out}")
     if not samples:
-        raise UserError(f"no usable sample in {job.pictures}; {summary(problems)}{first_few(problems)}")
+        raise UserError(f"no usable sample in {job.images}; {summary(problems)}{first_few(problems)}")
     folders.start()
     outline = Outline(job.built_with, *taken, job.per_part, len(samples), problems, job.rules.crops)
     publish(folders.building, outline, samples)
@@ -149,8 +149,8 @@ def _build_parts(job: Job, folders: Folders, plan: Plan, source: EmbeddingSource
             job.stop_if_strict(record.skipped)
 
     workers = choose_workers(job.workers, to_do, len(missing))
-    with tqdm(total=total, initial=total - to_do, unit=" pictures", disable=None) as bar:
-        build_parts(parts(), folders.building, job.pictures, job.rules, workers, bar, judge)
+    with tqdm(total=total, initial=total - to_do, unit=" images", disable=None) as bar:
+        build_parts(parts(), folders.building, job.images, job.rules, workers, bar, judge)
 
 
 def _is_done(job: Job, folders: Folders, number: int) -> bool:
@@ -175,7 +175,7 @@ def _merge(job: Job, folders: Folders, plan: Plan, identity: EncoderIdentity) ->
     if job.near_bits is not None:
         doubles, complete = find_near_duplicates(folders.building, plan.parts, base, job.near_bits)
         if not complete:
-            print("too many pictures look alike to compare them all; some near-duplicates may be left")
+            print("too many images look alike to compare them all; some near-duplicates may be left")
     with folders.new() as new, Merger(new, plan.outline.problems) as merger:
         if base:
             merger.add_base(base)

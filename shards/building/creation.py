@@ -46,8 +46,8 @@ def _job(options: CreateOptions, share: Share, scan: Callable, part: str, out: P
 
     record = options.record() | {"val_out": f"this is the {part} part" if options.val_out else "unused"}
     return Job(
-        pictures=options.input, out=out, settings={name: record[name] for name in SETTINGS},
-        built_with=record, rules=options.picture_rules, workers=options.workers,
+        images=options.input, out=out, settings={name: record[name] for name in SETTINGS},
+        built_with=record, rules=options.image_rules, workers=options.workers,
         per_part=max(1, options.samples_per_shard // options.crops),
         share=share, near_bits=options.near if options.dedupe else None, strict=options.strict,
         overwrite=options.overwrite, scan=scan_part, embed=embed,
@@ -69,5 +69,5 @@ def _scan(options: CreateOptions) -> tuple[list[Sample], list[Problem]]:
 
 
 def is_validation(key: str, share: float) -> bool:
-    """Whether a sample is of the validation part: a function of its key alone, so that new pictures move no old one."""
+    """Whether a sample is of the validation part: a function of its key alone, so that new images move no old one."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") < share * 2**64

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.building.stored_pictures import PictureRules
+from shards.building.stored_images import ImageRules
 from shards.caption_folder.samples import Sample
 from shards.embedding_sources import EmbeddingSource
 from shards.problems import Problem, first_few, summary
@@ -16,19 +16,19 @@ from toolkit.errors import UserError
 class Job:
     """One shard folder to be built."""
 
-    pictures: Path
+    images: Path
     out: Path
     settings: dict
     """Options that must be those of earlier builds of `out`."""
     built_with: dict
     """All options that shape the content; those with which an unfinished build was begun must be the same."""
-    rules: PictureRules
+    rules: ImageRules
     per_part: int
-    """Pictures of a shard; with several crops of each it may hold as many times more samples."""
+    """Images of a shard; with several crops of each it may hold as many times more samples."""
     workers: int
     share: Share
     near_bits: int | None
-    """Pictures whose perceptual hashes differ in at most so many bits are kept once; None keeps all."""
+    """Images whose perceptual hashes differ in at most so many bits are kept once; None keeps all."""
     strict: bool
     overwrite: bool
     scan: Callable[[], tuple[list[Sample], list[Problem]]]

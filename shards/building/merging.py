@@ -20,7 +20,7 @@ from toolkit.durable import file_sha256
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 
-KEY, PICTURE, CAPTIONS, LOOK, CROP = range(5)
+KEY, IMAGE, CAPTIONS, LOOK, CROP = range(5)
 """Columns of sources.jsonl, a line per sample in the order of their numbers; the last where there are several crops."""
 
 
@@ -32,7 +32,7 @@ def read_sources(folder: Path) -> Iterator[Source]:
             for line in file:
                 row = json.loads(line)
                 crop = map(tuple, row[CROP:])
-                yield Source(row[KEY], row[PICTURE], tuple(row[CAPTIONS]), tuple(row[LOOK]), *crop)
+                yield Source(row[KEY], row[IMAGE], tuple(row[CAPTIONS]), tuple(row[LOOK]), *crop)
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged ({error!r}); build the shards anew with --overwrite") from None
 
@@ -47,24 +47,24 @@ def load_records(building: Path, parts: range) -> Iterator[Record]:
 
 
 def find_near_duplicates(building: Path, parts: range, base: Path | None, bits: int) -> tuple[dict[int, str], bool]:
-    """Position among the parts' samples -> the earlier picture that it looks like; what stands in `base` is earlier.
+    """Position among the parts' samples -> the earlier image that it looks like; what stands in `base` is earlier.
 
     And False if there were too many alike to compare them all.
     """
-    looks, pictures = [], []
+    looks, images = [], []
     for source in read_sources(base) if base else ():
         looks.append(source.look)
-        pictures.append(source.picture)
+        images.append(source.image)
     start = len(looks)
     for record in load_records(building, parts):
         looks += [source.look for source in record.sources]
-        pictures += [source.picture for source in record.sources]
+        images += [source.image for source in record.sources]
     groups = group(np.array(looks, dtype=np.uint64).reshape(-1, 2), bits)
     doubles = {
-        member - start: pictures[members[0]]
+        member - start: images[members[0]]
         for members in groups.members
         for member in members[1:]
-        if member >= start and pictures[member] != pictures[members[0]]
+        if member >= start and images[member] != images[members[0]]
     }
     return doubles, groups.complete
 
@@ -103,8 +103,8 @@ class Merger:
         for position, source in enumerate(record.sources):
             if first := doubles.get(self._seen + position):
                 left_out.add(position)
-                problem = Problem(source.picture, f"near-duplicate: looks like {first}")
-                if problem not in self.problems[-1:]:  # crops of one picture stand side by side
+                problem = Problem(source.image, f"near-duplicate: looks like {first}")
+                if problem not in self.problems[-1:]:  # crops of one image stand side by side
                     self.problems.append(problem)
             else:
                 sources.append(source)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.building.stored_pictures import PictureRules, parse_colour
+from shards.building.stored_images import ImageRules, parse_colour
 from shards.caption_folder.samples import CaptionRules
 from toolkit.errors import UserError, check
 
@@ -15,17 +15,17 @@ PASSING = ("out", "val_out", "overwrite", "workers", "device", "share", "strict"
 
 @dataclass(frozen=True)
 class CreateOptions:
-    """Build a shard folder from captioned pictures: fit, embed the captions, write, index, check.
+    """Build a shard folder from captioned images: fit, embed the captions, write, index, check.
 
-    The same command goes on after a kill, and run again adds pictures that are new, in shards of their own.
+    The same command goes on after a kill, and run again adds images that are new, in shards of their own.
     """
 
     input: Path
-    """Folder with pictures and captions: a table, images/ and captions/, .txt beside pictures, or class folders."""
+    """Folder with images and captions: a table, images/ and captions/, .txt beside images, or class folders."""
     out: Path
     """The shard folder to make, or to add to; appears, and changes, only when all is complete."""
     size: int
-    """Width and height of the stored pictures in pixels, 8 to 1024."""
+    """Width and height of the stored images in pixels, 8 to 1024."""
     embeddings: Path | None = None
     """Folder of KEY.npy made by shards.embed or elsewhere; default: captions are embedded now by --encoder."""
     encoder: str = ""
@@ -37,7 +37,7 @@ class CreateOptions:
     where: str = ""
     """FIELD=VALUE: only the table rows with that value, e.g. split=train; default all."""
     file_column: str = ""
-    """Table column with the picture's path; default: file, file_name, filename, image or path."""
+    """Table column with the image's path; default: file, file_name, filename, image or path."""
     caption_column: str = ""
     """Table column with the caption or list of captions; default: caption, captions, text or title."""
     class_template: str = ""
@@ -45,35 +45,35 @@ class CreateOptions:
     resize_mode: Literal["crop", "pad", "stretch", "none"] = "crop"
     """Lanczos after cropping to the centre square, padding with --background, or stretching; none: only SIZE x SIZE."""
     crops: int = 1
-    """Squares stored of a picture that is not square, spread evenly along its long side, each a sample with the same
+    """Squares stored of an image that is not square, spread evenly along its long side, each a sample with the same
     captions, 1 to 100; fewer where neighbours would overlap by over 90 %; default 1: the centre square."""
     min_side: int = 0
-    """Pictures with a shorter side are left out, in pixels; default 0: none are."""
+    """Images with a shorter side are left out, in pixels; default 0: none are."""
     max_aspect: float = 0.0
-    """Pictures whose longer side is over so many times the shorter are left out, from 1; default 0: none are."""
+    """Images whose longer side is over so many times the shorter are left out, from 1; default 0: none are."""
     format: Literal["jpg", "png", "webp", "raw"] = "jpg"
-    """How pictures are stored: jpg, lossless as png or webp, or raw, which needs most room and no decoding."""
+    """How images are stored: jpg, lossless as png or webp, or raw, which needs most room and no decoding."""
     quality: int = 95
     """JPEG quality, 1 to 100; default 95."""
     background: str = "white"
-    """Colour under transparent pictures and around padded ones: a name or '#rrggbb'; default white."""
+    """Colour under transparent images and around padded ones: a name or '#rrggbb'; default white."""
     keep_originals: bool = False
     """Also store each source file as it is, as KEY.original.SUFFIX (of several crops with the first); training does not
     read it; default false."""
     dedupe: bool = False
-    """Keep the first of pictures that look alike (shards.report shows them); default false."""
+    """Keep the first of images that look alike (shards.report shows them); default false."""
     near: int = 4
-    """For --dedupe: alike are pictures with at most so many of 64 hash bits different, 0 to 10; default 4."""
+    """For --dedupe: alike are images with at most so many of 64 hash bits different, 0 to 10; default 4."""
     val_out: Path | None = None
     """A second shard folder, for the validation part: chosen by a hash of the key, the same in every build."""
     val_share: float = 0.05
-    """Share of the pictures that goes to --val_out, over 0 and below 1; default 0.05."""
+    """Share of the images that goes to --val_out, over 0 and below 1; default 0.05."""
     samples_per_shard: int = 1000
     """Samples per tar, 1 to 1000000, of --crops at most; default 1000."""
     limit: int = 0
-    """Only the first so many pictures, sorted by name; default 0: all."""
+    """Only the first so many images, sorted by name; default 0: all."""
     strict: bool = False
-    """Stop at the first picture, caption or embedding that would be skipped; default false."""
+    """Stop at the first image, caption or embedding that would be skipped; default false."""
     overwrite: bool = False
     """Build anew, and replace an existing shard folder once the new one is complete; default false."""
     workers: int = 0
@@ -89,7 +89,7 @@ class CreateOptions:
         check(self.limit >= 0, "--limit", self.limit, "0 (all) or a number of samples")
         check(0 <= self.workers <= 256, "--workers", self.workers, "0 (automatic) or from 1 to 256")
         check(1 <= self.crops <= 100, "--crops", self.crops, "from 1 to 100")
-        whole = f"1 with --resize_mode {self.resize_mode}, which keeps pictures whole"
+        whole = f"1 with --resize_mode {self.resize_mode}, which keeps images whole"
         check(self.crops == 1 or self.resize_mode == "crop", "--crops", self.crops, whole)
         check(self.min_side >= 0, "--min_side", self.min_side, "0 or a number of pixels")
         check(self.max_aspect == 0 or self.max_aspect >= 1, "--max_aspect", self.max_aspect, "0 (any) or at least 1")
@@ -107,8 +107,8 @@ class CreateOptions:
         return CaptionRules(self.where, self.file_column, self.caption_column, self.class_template)
 
     @property
-    def picture_rules(self) -> PictureRules:
-        return PictureRules(
+    def image_rules(self) -> ImageRules:
+        return ImageRules(
             self.size, self.format, self.quality, parse_colour(self.background), self.resize_mode, self.min_side,
             self.max_aspect, self.keep_originals, self.crops,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 
 from shards.building.staged_file import staged_file
-from shards.building.stored_pictures import PictureRules, StoredPicture, store_picture
+from shards.building.stored_images import ImageRules, StoredImage, store_image
 from shards.caption_folder.samples import Sample
 from shards.problems import Problem
 from toolkit.data.tar_index import ShardFile, index_tar
@@ -28,7 +28,7 @@ class Part:
     first: int
     """Number of its first sample; one that is left out keeps its number, so that no other part need know."""
     samples: list[Sample]
-    """As found: with `PictureRules.crops` each becomes so many in the shard at most."""
+    """As found: with `ImageRules.crops` each becomes so many in the shard at most."""
     vectors: "list[np.ndarray | Problem]"
     """Per sample float16 [K, E], unit length, or why there is none."""
 
@@ -38,12 +38,12 @@ class Source:
     """Where a sample of a shard came from."""
 
     key: str
-    picture: str
+    image: str
     captions: tuple[str, ...]
     look: tuple[int, int]
-    """Perceptual hash and mean colour of the stored picture."""
+    """Perceptual hash and mean colour of the stored image."""
     crop: tuple[int, ...] = ()
-    """As of StoredPicture."""
+    """As of StoredImage."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,16 @@ class Record:
             shard = ShardFile(**fields["shard"]) if fields["shard"] else None
             if shard and (folder / shard.name).stat().st_size != shard.bytes:
                 return None
-            sources = [
-                Source(s["key"], s["picture"], tuple(s["captions"]), tuple(s["look"]), tuple(s.get("crop", ())))
-                for s in fields["sources"]
-            ]
-            return cls(shard, sources, [Problem(*problem) for problem in fields["skipped"]])
+            return cls(
+                shard, [_source(row) for row in fields["sources"]], [Problem(*problem) for problem in fields["skipped"]]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def _source(row: dict) -> Source:
+    image = row["image"] if "image" in row else row["picture"]  # its name in builds that an earlier version began
+    return Source(row["key"], image, tuple(row["captions"]), tuple(row["look"]), tuple(row.get("crop", ())))
 
 
 def tar_name(number: int) -> str:
@@ -88,14 +91,14 @@ def rows_name(number: int) -> str:
     return f"shard-{number:05d}.rows.npy"
 
 
-def build_part(folder: Path, pictures: Path, rules: PictureRules, part: Part, tick: Callable[[], None]) -> None:
+def build_part(folder: Path, images: Path, rules: ImageRules, part: Part, tick: Callable[[], None]) -> None:
     """Write the shard into `folder`; its bytes depend on the part alone. `tick` is called once per sample.
 
     Raises UserError if what is read back is not what was written; OSError.
     """
     path = folder / tar_name(part.number)
     with staged_file(path) as file:
-        sources, skipped = _write(file, pictures, rules, part, tick)
+        sources, skipped = _write(file, images, rules, part, tick)
     if sources:
         shard, rows = seal(path, part.number, len(sources))
         with staged_file(folder / rows_name(part.number)) as file:
@@ -106,20 +109,20 @@ def build_part(folder: Path, pictures: Path, rules: PictureRules, part: Part, ti
 
 
 def _write(
-    file: IO[bytes], pictures: Path, rules: PictureRules, part: Part, tick: Callable[[], None]
+    file: IO[bytes], images: Path, rules: ImageRules, part: Part, tick: Callable[[], None]
 ) -> tuple[list[Source], list[Problem]]:
     """The tar; where its samples came from, and what was left out."""
     sources, skipped = [], []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for offset, (sample, vectors) in enumerate(zip(part.samples, part.vectors, strict=True)):
-            found = vectors if isinstance(vectors, Problem) else store_picture(pictures / sample.picture, rules)
+            found = vectors if isinstance(vectors, Problem) else store_image(images / sample.image, rules)
             if isinstance(found, list):
-                for number, picture in enumerate(found, part.first + offset * rules.crops):
-                    _add(tar, f"{number:09d}", _members(sample, picture, vectors))
-                    look = tuple(picture.look)
-                    sources.append(Source(sample.key, sample.picture, sample.captions, look, picture.crop))
+                for number, image in enumerate(found, part.first + offset * rules.crops):
+                    _add(tar, f"{number:09d}", _members(sample, image, vectors))
+                    look = tuple(image.look)
+                    sources.append(Source(sample.key, sample.image, sample.captions, look, image.crop))
             else:
-                skipped.append(found if isinstance(found, Problem) else Problem(sample.picture, found))
+                skipped.append(found if isinstance(found, Problem) else Problem(sample.image, found))
             tick()
     return sources, skipped
 
@@ -132,12 +135,12 @@ def seal(tar: Path, number: int, samples: int) -> tuple[ShardFile, np.ndarray]:
     return ShardFile(tar.name, len(rows), tar.stat().st_size, file_sha256(tar)), rows
 
 
-def _members(sample: Sample, picture: StoredPicture, vectors: np.ndarray) -> dict[str, bytes]:
-    source = {"key": sample.key, "width": picture.width, "height": picture.height}
-    source |= {"crop": picture.crop} if picture.crop else {}
+def _members(sample: Sample, image: StoredImage, vectors: np.ndarray) -> dict[str, bytes]:
+    source = {"key": sample.key, "width": image.width, "height": image.height}
+    source |= {"crop": image.crop} if image.crop else {}
     array = io.BytesIO()
     np.save(array, vectors.astype("<f2"))  # [1, E] for one caption too: others read one shape, or none
-    return picture.members | {
+    return image.members | {
         "txt": "\n".join(sample.captions).encode(),
         "npy": array.getvalue(),
         "json": json.dumps(source, sort_keys=True, ensure_ascii=False).encode(),

@@ -82,11 +82,11 @@ class Plan:
 def publish(folder: Path, outline: Outline, samples: Iterable[Sample]) -> None:
     """Write the plan; of several processes the first one's counts."""
     with staged_file(folder / PLAN_NAME, first_counts=True) as file:
-        for line in chain([asdict(outline)], ([s.key, s.picture, s.captions] for s in samples)):
+        for line in chain([asdict(outline)], ([s.key, s.image, s.captions] for s in samples)):
             file.write(json.dumps(line).encode() + b"\n")
 
 
 def _read(file: IO[bytes]) -> Iterable[Sample]:
     for line in file:
-        key, picture, captions = json.loads(line)
-        yield Sample(key, picture, tuple(captions))
+        key, image, captions = json.loads(line)
+        yield Sample(key, image, tuple(captions))

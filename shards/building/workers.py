@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shards.building.parts import Part, build_part
-from shards.building.stored_pictures import PictureRules
+from shards.building.stored_images import ImageRules
 from shards.worker_processes import end_with, killed
 from toolkit.data.worker_count import cores
 from toolkit.errors import UserError
@@ -31,7 +31,7 @@ def choose_workers(asked: int, samples: int, parts: int) -> int:
 
 
 def build_parts(
-    parts: Iterable[Part], folder: Path, pictures: Path, rules: PictureRules, workers: int, bar: tqdm,
+    parts: Iterable[Part], folder: Path, images: Path, rules: ImageRules, workers: int, bar: tqdm,
     after: Callable[[int], None],
 ) -> None:  # fmt: skip
     """Build each part; `after` is told its number. Few parts are held at a time: `parts` is read as they are done.
@@ -40,7 +40,7 @@ def build_parts(
     """
     if workers == 1:
         for part in parts:
-            build_part(folder, pictures, rules, part, bar.update)
+            build_part(folder, images, rules, part, bar.update)
             after(part.number)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU state of the encoder
@@ -52,7 +52,7 @@ def build_parts(
         try:
             for part in parts:
                 with _held(signal.SIGINT):  # processes started here never see a Ctrl-C
-                    waiting[pool.submit(_build, folder, pictures, rules, part)] = part.number
+                    waiting[pool.submit(_build, folder, images, rules, part)] = part.number
                 _settle(waiting, 2 * workers - 1, done, bar, after)
             _settle(waiting, 0, done, bar, after)
         except BrokenProcessPool:
@@ -98,9 +98,9 @@ def _enter(done, stop, parent: int) -> None:
     end_with(parent)
 
 
-def _build(folder: Path, pictures: Path, rules: PictureRules, part: Part) -> None:
+def _build(folder: Path, images: Path, rules: ImageRules, part: Part) -> None:
     _stop_if_told()
-    build_part(folder, pictures, rules, part, _tick)
+    build_part(folder, images, rules, part, _tick)
 
 
 def _tick() -> None:

@@ -1,1 +1,1 @@
-"""What a folder of captioned pictures holds: files, tables, captions; and what of it is unusable."""
+"""What a folder of captioned images holds: files, tables, captions; and what of it is unusable."""

@@ -1,4 +1,4 @@
-"""Captions and pictures by key, as they are found: captions cleaned, equal ones counted once, faults named."""
+"""Captions and images by key, as they are found: captions cleaned, equal ones counted once, faults named."""
 
 import re
 import unicodedata
@@ -16,15 +16,15 @@ _UNLISTABLE = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 @dataclass
 class CaptionCollection:
-    """What a folder holds, before pictures and captions are matched; paths relative to the folder."""
+    """What a folder holds, before images and captions are matched; paths relative to the folder."""
 
-    pictures: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     _captions: dict[str, list[str]] = field(default_factory=dict)
 
-    def add_picture(self, key: str, path: str, place: str) -> bool:
-        """False, and a problem at `place`, if the key belongs to another picture already."""
-        first = self.pictures.setdefault(key, path)
+    def add_image(self, key: str, path: str, place: str) -> bool:
+        """False, and a problem at `place`, if the key belongs to another image already."""
+        first = self.images.setdefault(key, path)
         if first != path:
             self.problems.append(Problem(place, f"same name: {path} and {first} differ only in the suffix"))
         return first == path

@@ -1,4 +1,4 @@
-"""Files that hold the captions of one picture: .txt with a caption a line, .json with an object as in a table's row."""
+"""Files that hold the captions of one image: .txt with a caption a line, .json with an object as in a table's row."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from shards.caption_folder.tables import parse_object, row_captions
 from toolkit.errors import UserError
 
 CAPTION_SUFFIXES = (".txt", ".json")
-"""Where a picture has both, the first speaks."""
+"""Where an image has both, the first speaks."""
 MAX_TEXT_BYTES = 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""The files of a folder, and the keys by which pictures and captions find each other."""
+"""The files of a folder, and the keys by which images and captions find each other."""
 
 import os
 import posixpath
@@ -29,7 +29,7 @@ def list_files(folder: Path) -> list[str]:
         files += [f"{inside}{name}" for name in names]
         waiting += [f"{inside}{name}/" for name in sorted(folders, reverse=True)]
     if not files:
-        raise UserError(f"{folder} holds no files; it needs pictures and captions")
+        raise UserError(f"{folder} holds no files; it needs images and captions")
     files.sort()
     return files
 

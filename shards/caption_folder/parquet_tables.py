@@ -24,7 +24,7 @@ class ParquetTable:
         self.columns: list[str] = self._file.schema_arrow.names
 
     def rows(self, columns: set[str]) -> Iterator[tuple[int, dict | str]]:
-        """(row from 1, its fields or why there are none). Other columns stay unread: some hold whole pictures."""
+        """(row from 1, its fields or why there are none). Other columns stay unread: some hold whole images."""
         number = 0
         wanted = [name for name in self.columns if name in columns]
         batches = self._file.iter_batches(BATCH, columns=wanted, use_threads=False)

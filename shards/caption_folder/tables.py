@@ -24,7 +24,7 @@ class TableRow(NamedTuple):
     place: str
     """'captions.jsonl:LINE', 'captions.parquet:ROW', from 1."""
     path: str
-    """Picture file, relative to the table's folder and inside it."""
+    """Image file, relative to the table's folder and inside it."""
     captions: list
     """As they stand in the file; may be no text."""
     reason: str

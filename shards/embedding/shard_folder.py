@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from shards.embedding.caption_encoder import CaptionEncoder
 from shards.embedding.placing import put_in_place, remove_superseded
-from shards.embedding.sidecar_rows import write_pictures, write_texts
+from shards.embedding.sidecar_rows import write_images, write_texts
 from shards.embedding.staging import Staging
 from shards.share import Share
 from toolkit.data.shard_reader import ShardSet
@@ -34,14 +34,14 @@ class _Unit(NamedTuple):
 def embed_shards(folder: Path, encoder: CaptionEncoder, image: bool, share: Share) -> str:
     """Returns what has been done, for the user. Raises UserError, OSError; then the folder is as it was."""
     if image and not isinstance(encoder.encoder, OpenClipEncoder):
-        raise UserError(f"the encoder '{encoder.encoder.name}' has no pictures' half; leave --image out")
+        raise UserError(f"the encoder '{encoder.encoder.name}' has no images' half; leave --image out")
     shards, staging = ShardSet(folder), Staging(folder)
     manifest = shards.manifest
-    texts, pictures = (_units(shards, encoder, kind) for kind in ("text", "image"))
-    if [file.name for file in manifest.image_vectors] == [unit.name for unit in pictures]:
+    texts, images = (_units(shards, encoder, kind) for kind in ("text", "image"))
+    if [file.name for file in manifest.image_vectors] == [unit.name for unit in images]:
         image = True  # they are this encoder's, and stay
-    pictures = pictures if image else []
-    units = texts + pictures
+    images = images if image else []
+    units = texts + images
     if {unit.name for unit in units} == {file.name for file in (*manifest.vectors, *manifest.image_vectors)}:
         remove_superseded(folder, manifest)  # a kill may have come before that
         staging.remove()
@@ -55,7 +55,7 @@ def embed_shards(folder: Path, encoder: CaptionEncoder, image: bool, share: Shar
     done = [unit for unit in units if _finished(folder, unit, encoder)]
     if len(done) < len(units):
         return f"{len(done)} of {len(units)} are there, the others are other processes'; if one died, start it again"
-    put_in_place(shards, encoder.identity, [u.name for u in texts], [u.name for u in pictures], staging)
+    put_in_place(shards, encoder.identity, [u.name for u in texts], [u.name for u in images], staging)
     return (
         f"embedded {len(shards):,} samples of {folder} with {encoder.encoder.name}: "
         f"{encoder.identity.dimension}-d, {encoder.truncated:,} captions truncated, {len(units)} files beside the tars"
@@ -97,6 +97,6 @@ def _finished(folder: Path, unit: _Unit, encoder: CaptionEncoder) -> bool:
 
 
 def _embed(shards: ShardSet, encoder: CaptionEncoder, unit: _Unit, staging: Staging, bar: tqdm) -> None:
-    write = write_texts if unit.kind == "text" else write_pictures
+    write = write_texts if unit.kind == "text" else write_images
     with staging.write(shards.folder / unit.name) as file:
         write(file, shards, unit.samples, encoder, bar)

@@ -17,7 +17,7 @@ from toolkit.data.sidecar import DTYPE, write_header
 from toolkit.data.tar_index import list_tar
 from toolkit.errors import UserError
 
-CAPTIONS_AT_ONCE, PICTURES_AT_ONCE = 4096, 256
+CAPTIONS_AT_ONCE, IMAGES_AT_ONCE = 4096, 256
 """Fixed, for the last bits of a vector depend on its company."""
 
 
@@ -50,8 +50,8 @@ def write_texts(file: BinaryIO, shards: ShardSet, samples: range, encoder: Capti
         bar.update(len(samples) * (first + len(vectors)) // len(distinct) - len(samples) * first // len(distinct))
 
 
-def write_pictures(file: BinaryIO, shards: ShardSet, samples: range, encoder: CaptionEncoder, bar: tqdm) -> None:
-    """A row per sample, of the picture as training sees it. Raises UserError naming a damaged sample."""
+def write_images(file: BinaryIO, shards: ShardSet, samples: range, encoder: CaptionEncoder, bar: tqdm) -> None:
+    """A row per sample, of the image as training sees it. Raises UserError naming a damaged sample."""
 
     def prepare(i: int) -> Tensor:
         try:
@@ -61,9 +61,9 @@ def write_pictures(file: BinaryIO, shards: ShardSet, samples: range, encoder: Ca
 
     write_header(file, len(samples), encoder.identity.dimension)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow works outside the interpreter lock
-        for first in range(0, len(samples), PICTURES_AT_ONCE):
-            chunk = samples[first : first + PICTURES_AT_ONCE]
-            vectors = encoder.encoder.encode_pictures(torch.stack(list(pool.map(prepare, chunk))), encoder.half)
+        for first in range(0, len(samples), IMAGES_AT_ONCE):
+            chunk = samples[first : first + IMAGES_AT_ONCE]
+            vectors = encoder.encoder.encode_images(torch.stack(list(pool.map(prepare, chunk))), encoder.half)
             file.write(vectors.numpy().astype(DTYPE).tobytes())
             bar.update(len(chunk))
 

@@ -12,10 +12,10 @@ from shards.inspect.checks import (
     check_embeddings,
     check_encoder,
     check_hashes,
+    check_images,
     check_index,
-    check_pictures,
     check_sizes,
-    picture_format,
+    image_format,
     read_evenly,
 )
 from toolkit.command_line import data_first, run
@@ -61,7 +61,7 @@ def main(options: InspectOptions) -> None:
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "resolution": manifest.resolution,
-        "picture_format": picture_format(samples[0]) if samples else "unknown",
+        "image_format": image_format(samples[0]) if samples else "unknown",
         "encoder": manifest.encoder.name,
         "dimension": manifest.encoder.dimension,
         "fingerprint": manifest.fingerprint,
@@ -89,7 +89,7 @@ def _ask(options: InspectOptions, manifest: Manifest) -> tuple[list[Check], list
     checks = [sizes, hashes, *([check_index(shard_set)] if options.verify else []), readable]
     if samples:
         checks += [
-            check_pictures(samples, manifest),
+            check_images(samples, manifest),
             check_captions(samples),
             check_embeddings(samples, manifest.encoder.dimension),
             check_encoder(samples, manifest, options.encoder or manifest.encoder.name, options.encoder_weights),

@@ -16,7 +16,7 @@ from torch import Tensor
 from shards.inspect.checks import Check
 from toolkit.data.dataset import ShardDataset, batches
 from toolkit.data.shard_reader import ShardSet
-from toolkit.data.tar_index import PICTURE_SUFFIXES
+from toolkit.data.tar_index import IMAGE_SUFFIXES
 from toolkit.errors import UserError
 
 BATCH, ROUNDS, SAMPLES = 64, 5, 4096
@@ -24,7 +24,7 @@ BATCH, ROUNDS, SAMPLES = 64, 5, 4096
 
 
 def compare_speed(shard_set: ShardSet) -> Check:
-    """Samples per second of CPU time as training gets them and by webdataset: pictures decoded to uint8 [N, 3, R, R],
+    """Samples per second of CPU time as training gets them and by webdataset: images decoded to uint8 [N, 3, R, R],
     embeddings and captions, in batches of 64. Medians of alternating rounds after one that counts for nothing.
     """
     if reason := _not_comparable(shard_set):
@@ -55,7 +55,7 @@ def _not_comparable(shard_set: ShardSet) -> str:
     if manifest.vectors:
         return "webdataset does not read embeddings that stand beside the tars"
     if manifest.fit:
-        return "webdataset does not fit pictures to a size"
+        return "webdataset does not fit images to a size"
     if not all((shard_set.folder / shard.name).is_file() for shard in manifest.shards):
         return "the shards are not in a local folder"
     return ""
@@ -91,7 +91,7 @@ def _plain_webdataset(shard_set: ShardSet) -> int:
 
 
 def _decoded(sample: dict) -> tuple[Tensor, Tensor, str]:
-    suffix = next(suffix for suffix in PICTURE_SUFFIXES if suffix in sample)
+    suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in sample)
     data = io.BytesIO(sample[suffix])
     pixels = np.load(data) if suffix.endswith("npy") else np.array(Image.open(data).convert("RGB"))
     vectors = np.atleast_2d(np.load(io.BytesIO(sample["npy"])))[0]  # the first caption's, or they could not be stacked

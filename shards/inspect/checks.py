@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toolkit.data.decoding import FORMATS, decode_picture
+from toolkit.data.decoding import FORMATS, decode_image
 from toolkit.data.remote_shards import RemoteShardSet, open_shards
 from toolkit.data.shard_format import Manifest
 from toolkit.data.shard_reader import Sample, ShardSet
@@ -92,7 +92,7 @@ def _misplaced(shard_set: ShardSet, number: int, rows: np.ndarray, indexed: np.n
         return [f"{name} holds {len(rows)} samples, the manifest says {len(indexed)}"]
     if not np.array_equal(rows[:, columns], indexed[:, columns]):
         return [f"{name} has its samples at other places than {manifest.index_name} says"]
-    return [f"{name}: a sample lacks picture, caption or embedding"] if (indexed[:, 1:] == 0).any() else []
+    return [f"{name}: a sample lacks image, caption or embedding"] if (indexed[:, 1:] == 0).any() else []
 
 
 def read_evenly(shard_set: ShardSet, count: int) -> tuple[list[Sample], Check]:
@@ -107,24 +107,24 @@ def read_evenly(shard_set: ShardSet, count: int) -> tuple[list[Sample], Check]:
     return samples, judge("samples", failures, f"{len(numbers)} read, evenly spread")
 
 
-def check_pictures(samples: list[Sample], manifest: Manifest) -> Check:
-    """Does every picture decode fully, at the manifest's size unless it is fitted on reading?"""
+def check_images(samples: list[Sample], manifest: Manifest) -> Check:
+    """Does every image decode fully, at the manifest's size unless it is fitted on reading?"""
     resolution = manifest.resolution
     failures = []
     for sample in samples:
         try:
-            size = decode_picture(sample.picture).size
+            size = decode_image(sample.image).size
             if size != (resolution, resolution) and not manifest.fit:
                 failures.append(f"{size[0]}x{size[1]} px under the caption '{sample.captions[0]}'")
         except UserError as error:
             failures.append(f"{error} under the caption '{sample.captions[0]}'")
-    return judge("pictures", failures, f"decode, {resolution}x{resolution} px when read")
+    return judge("images", failures, f"decode, {resolution}x{resolution} px when read")
 
 
-def picture_format(sample: Sample) -> str:
+def image_format(sample: Sample) -> str:
     """'JPEG', 'PNG', 'WEBP', or 'unknown'."""
     try:
-        return Image.open(io.BytesIO(sample.picture), formats=FORMATS).format
+        return Image.open(io.BytesIO(sample.image), formats=FORMATS).format
     except OSError:
         return "unknown"
 

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.report import pictures, sections
+from shards.report import images, sections
 from shards.report.findings import Findings, collect
 from shards.report.markup import document, text
 from shards.report_file import PAGE_NAME, REPORT_NAME
@@ -28,7 +28,7 @@ class ReportOptions:
     samples: int = 100_000
     """Samples read, evenly spread, 1 to 10000000; default 100000."""
     near: int = 4
-    """Pictures are alike if at most so many of 64 bits of their perceptual hashes differ, 0 to 10; default 4."""
+    """Images are alike if at most so many of 64 bits of their perceptual hashes differ, 0 to 10; default 4."""
     compare: int = 4000
     """Different captions compared with each other by their embeddings, 2 to 20000; default 4000."""
     pairs: int = 12
@@ -69,11 +69,11 @@ def build_page(options: ReportOptions, shard_set: ShardSet, found: Findings, ski
         f"<h1>{text(name)}</h1>",
         *sections.overview(manifest, found, options.samples, skipped),
         *sections.left_out(skipped),
-        *pictures.contact_sheet(shard_set, found, options.show, options.seed),
+        *images.contact_sheet(shard_set, found, options.show, options.seed),
         *sections.captions(found),
         *sections.source_sizes(found, manifest.resolution),
-        *pictures.near_duplicates(shard_set, found, options.near),
-        *pictures.nearest_captions(shard_set, found, options.pairs),
+        *images.near_duplicates(shard_set, found, options.near),
+        *images.nearest_captions(shard_set, found, options.pairs),
     ]
     return document(f"{name}: shards", body).encode("utf-8", "backslashreplace")
 

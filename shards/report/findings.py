@@ -1,4 +1,4 @@
-"""One pass over a shard folder: all that the page says, in some hundred bytes a picture."""
+"""One pass over a shard folder: all that the page says, in some hundred bytes an image."""
 
 from array import array
 from collections import Counter
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from shards.near_duplicates import look_of
 from shards.report.source_sizes import SourceSizes
 from shards.report.words import BoundedCounter, words_of
-from toolkit.data.decoding import decode_picture
+from toolkit.data.decoding import decode_image
 from toolkit.data.shard_reader import Sample, ShardSet
 from toolkit.errors import UserError
 
@@ -26,14 +26,14 @@ class Findings:
     """What was seen in the samples read."""
 
     numbers: array = field(default_factory=lambda: array("q"))
-    """The samples whose picture decodes, ascending."""
+    """The samples whose image decodes, ascending."""
     looks: array = field(default_factory=lambda: array("Q"))
     """Hash and mean colour of each of `numbers`, one after the other."""
     sizes: array = field(default_factory=lambda: array("q"))
     """Width and height of the source of each sample where both are recorded."""
     captions: int = 0
-    per_picture: Counter = field(default_factory=Counter)
-    """Number of captions -> pictures that have so many."""
+    per_image: Counter = field(default_factory=Counter)
+    """Number of captions -> images that have so many."""
     lengths: Counter = field(default_factory=Counter)
     """Characters -> captions of that length."""
     words: BoundedCounter = field(default_factory=BoundedCounter)
@@ -52,7 +52,7 @@ class Findings:
         return np.frombuffer(self.looks, dtype=np.uint64).reshape(-1, 2)
 
     def add_captions(self, number: int, sample: Sample, may_pool: bool) -> None:
-        self.per_picture[len(sample.captions)] += 1
+        self.per_image[len(sample.captions)] += 1
         for caption, vector in zip(sample.captions, sample.vectors, strict=True):
             self.captions += 1
             self.lengths[len(caption)] += 1
@@ -62,9 +62,9 @@ class Findings:
             if may_pool:
                 self.pool.setdefault(caption, (number, vector))
 
-    def add_picture(self, number: int, picture: Image.Image) -> None:
+    def add_image(self, number: int, image: Image.Image) -> None:
         self.numbers.append(number)
-        self.looks.extend(look_of(picture))
+        self.looks.extend(look_of(image))
 
     def add_damaged(self, message: str) -> None:
         self.damaged_count += 1
@@ -85,12 +85,12 @@ def collect(shard_set: ShardSet, samples: int, pool: int) -> Findings:
     for place, number in enumerate(tqdm(numbers, desc="reading", disable=None)):
         try:
             sample = shard_set.read(number)
-            picture = decode_picture(sample.picture)
+            image = decode_image(sample.image)
         except UserError as error:
             found.add_damaged(f"sample {number}: {error}")
             continue
         found.add_captions(number, sample, place in pooled and len(found.pool) < pool)
-        found.add_picture(number, picture)
+        found.add_image(number, image)
         if size := sizes.of(number):
             found.sizes.extend(size)
     return found

@@ -1,4 +1,4 @@
-"""Pieces of the page: text made safe, folded lists, bars, a histogram, pictures. No script, nothing from outside."""
+"""Pieces of the page: text made safe, folded lists, bars, a histogram, images. No script, nothing from outside."""
 
 import base64
 import html
@@ -127,9 +127,9 @@ def brief(count: int) -> str:
     return f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1e6:.1f}M"
 
 
-def thumbnail(picture: Image.Image, side: int) -> str:
-    """RGB picture -> an <img> that carries it as a JPEG of at most `side` px."""
-    small = picture.copy()
+def thumbnail(image: Image.Image, side: int) -> str:
+    """RGB image -> an <img> that carries it as a JPEG of at most `side` px."""
+    small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     small.save(data, "JPEG", quality=75)
@@ -138,7 +138,7 @@ def thumbnail(picture: Image.Image, side: int) -> str:
 
 
 def figure(image: str, number: int, captions: tuple[str, ...]) -> str:
-    """A picture with its sample number and captions; of several the first and how many more."""
+    """An image with its sample number and captions; of several the first and how many more."""
     more = f" <small>+{len(captions) - 1}</small>" if len(captions) > 1 else ""
     return (
         f"<figure>{image}<figcaption>{shortened(captions[0])}{more} "

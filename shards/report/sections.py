@@ -10,7 +10,7 @@ from toolkit.data.shard_format import Manifest
 WORDS_SHOWN, TEXTS_SHOWN, SKIPPED_SHOWN = 30, 10, 1000
 BINS = 12
 EVERYWHERE = 0.9
-"""A word in more captions than this is the template's, not the pictures'."""
+"""A word in more captions than this is the template's, not the images'."""
 RATIOS = ("1:3", "1:2", "9:16", "2:3", "3:4", "4:5", "1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "3:1")
 """Width to height."""
 
@@ -42,7 +42,7 @@ def left_out(skipped: list[dict] | None) -> list[str]:
     if skipped is None:
         return [*page, "<p>Not recorded: the folder has no report.json.</p>"]
     if not skipped:
-        return [*page, "<p>Nothing: every picture and caption found was used.</p>"]
+        return [*page, "<p>Nothing: every image and caption found was used.</p>"]
     groups: dict[str, list[str]] = {}
     for entry in skipped:
         kind, _, detail = entry["reason"].partition(":")
@@ -59,9 +59,9 @@ def captions(found: Findings) -> list[str]:
     shares = found.words.top(WORDS_SHOWN * 3)
     everywhere = [word for word, count in shares if count > EVERYWHERE * found.captions]
     words = [pair for pair in shares if pair[0] not in everywhere][:WORDS_SHOWN]
-    many = {number: count for number, count in found.per_picture.items() if number > 1}
+    many = {number: count for number, count in found.per_image.items() if number > 1}
     several = f"{sum(many.values()):,} have several, {max(many)} at most." if many else "one each."
-    page.append(f"<p>{found.captions:,} captions of {sum(found.per_picture.values()):,} pictures; {several}</p>")
+    page.append(f"<p>{found.captions:,} captions of {sum(found.per_image.values()):,} images; {several}</p>")
     page.append('<div class="columns"><div>')
     page += ["<h3>Length</h3>", length_histogram(found.lengths), _length_words(found.lengths)]
     repeated = [(caption, count) for caption, count in found.texts.top(TEXTS_SHOWN) if count > 1]
@@ -114,7 +114,7 @@ def quantile(counts: Counter, share: float) -> int:
 
 
 def source_sizes(found: Findings, resolution: int) -> list[str]:
-    page = ["<h2>Sizes of the source pictures</h2>"]
+    page = ["<h2>Sizes of the source images</h2>"]
     if not found.sizes:
         return [*page, "<p>Not recorded in these shards (KEY.json with width and height).</p>"]
     sizes = list(zip(found.sizes[::2], found.sizes[1::2], strict=True))
@@ -122,7 +122,7 @@ def source_sizes(found: Findings, resolution: int) -> list[str]:
     kept = sorted(min(size) / max(size) for size in sizes)[len(sizes) // 2]
     page.append(
         f"<p>Short side under {resolution} px, enlarged when stored: {small:,} of {len(sizes):,} "
-        f"({small / len(sizes):.1%}). A square cut from the middle holds {kept:.0%} of the median picture's area.</p>"
+        f"({small / len(sizes):.1%}). A square cut from the middle holds {kept:.0%} of the median image's area.</p>"
     )
     sides = Counter(int(math.log2(min(size))) for size in sizes)
     rows = [

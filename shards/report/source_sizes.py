@@ -1,4 +1,4 @@
-"""Width and height of the pictures that the stored ones were made from: `KEY.json`, which the index does not list."""
+"""Width and height of the images that the stored ones were made from: `KEY.json`, which the index does not list."""
 
 import io
 import json

@@ -6,7 +6,7 @@ from collections import Counter
 _ENGLISH = "a an the and or of in on at to for from by with without is are was be it its this that as"
 _SERBIAN = "i u o s sa na za od do iz po se je su ili kao bez и у о с са на за од до из по се је су или као без"
 STOP_WORDS = frozenset(f"{_ENGLISH} {_SERBIAN}".split())
-"""English and Serbian (both scripts) words that say nothing about a picture."""
+"""English and Serbian (both scripts) words that say nothing about an image."""
 JOINERS = "'’-\u200c\u200d"
 """Stand inside words (crème-brûlée, l'oignon); the last two are Unicode's joiners, as in Persian and Hindi."""
 

@@ -63,9 +63,9 @@ def test_curves_are_means_with_their_range(results):
 def test_the_plot_of_twenty_variants_is_drawn_and_most_of_them_are_grey(tmp_path):
     many = {"base": [50.0, 51.0]} | {f"variant_{i:02d}": [40.0 + i, 42.0 + i] for i in range(20)}
     draw_plot(results_of(many), tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert picture.size[0] > 1000
-        colours = {colour for count, colour in picture.convert("RGB").getcolors(2**24) if count > 100}
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.size[0] > 1000
+        colours = {colour for count, colour in image.convert("RGB").getcolors(2**24) if count > 100}
     assert (0, 0, 0) in colours and (31, 119, 180) in colours and (191, 191, 191) in colours
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 

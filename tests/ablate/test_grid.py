@@ -25,7 +25,7 @@ def test_options_become_what_the_training_takes(grid):
     assert large.workers == 0 and replace(grid, on_gpu=True).config("large").workers == "auto"
 
 
-def test_evaluations_come_after_equal_numbers_of_pictures(grid):
+def test_evaluations_come_after_equal_numbers_of_images(grid):
     for name in grid.variants:
         config = grid.config(name)
         steps = [config.eval_every * i for i in (1, 2)]
@@ -81,7 +81,7 @@ def test_committed_results_are_of_the_grids_beside_them(name, place):
         assert run["options"] == grid.definition(run["variant"])["options"] | {"resolution": 32}
 
 
-def test_the_grid_for_ones_own_pictures_needs_nothing_but_shards(place):
+def test_the_grid_for_ones_own_images_needs_nothing_but_shards(place):
     text = (REPOSITORY / "benchmarks" / "grids" / "yours.yaml").read_text(encoding="utf-8")
     (place / "yours.yaml").write_text(text.replace("data: data/shards", "data: shards"), encoding="utf-8")
     grid = read_grid(place / "yours.yaml")
@@ -109,13 +109,13 @@ def test_a_file_lies_beside_the_grid_and_counts_by_what_it_holds(place):
     ("lr_g: 1e-3", "frozen_weights: none.pth", "variant faster: no frozen_weights file none.pth"),
     ("lr_g: 1e-3", "adaptive_d_steps: true", "variant faster: adaptive_d_steps shows"),
     ("lr_g: 1e-3", "", "variants base and faster are the same training"),
-    ("kimg: 0.128", "kimg: 0.1", r"variant base shows 8 pictures .* 100 pictures .* kimg: 0.128 suits"),
+    ("kimg: 0.128", "kimg: 0.1", r"variant base shows 8 images .* 100 images .* kimg: 0.128 suits"),
     ("kimg: 0.128", "kimg: long", "kimg is 'long'; it must be a number"),
     ("kimg: 0.128\n", "", "the grid lacks kimg"),
     ("kimg: 0.128\n", "kimg: 1\nkimg: 2\n", "the key 'kimg' stands twice"),
     ("seeds: [0, 1]", "seeds: [1, 1]", "seeds is .* different numbers"),
     ("seeds: [0, 1]", "sseeds: [1, 1]", "the grid knows no 'sseeds'; did you mean 'seeds'"),
-    ("count: 64", "count: 63", "needs at least 64 pictures"),
+    ("count: 64", "count: 63", "needs at least 64 images"),
     ("count: 64", "count: 64, weights: none.pth", "no Inception weights at none.pth"),
     ("fid,kid", "fid,kidd", "unknown metric 'kidd'; did you mean 'kid'"),
     ("control: base", "control: bse", "control is 'bse'; it must be one of"),

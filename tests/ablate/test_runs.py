@@ -154,8 +154,8 @@ def test_a_small_grid_for_real(place, tmp_path, monkeypatch, capsys):
     assert str(tmp_path) not in (out / "results.json").read_text() and (out / "results.json").stat().st_size < 20_000
     assert 0 < results.floor["scores"]["fid_64"] < results.runs[0]["points"][-1]["scores"]["fid_64"]
     assert {path.name for path in out.iterdir()} >= {"table.md", "plot.png", "grid.png", "results.json"}
-    with Image.open(out / "grid.png") as picture:
-        assert picture.height < 3 * 110  # two rows
+    with Image.open(out / "grid.png") as image:
+        assert image.height < 3 * 110  # two rows
     left = {path.name for path in lone.folder.iterdir()}
     assert "generator.safetensors" in left and not any(name.startswith("ckpt_") for name in left)
     assert "floor" in capsys.readouterr().out

@@ -95,8 +95,8 @@ class Scenarios:
                 self.tensors |= {f"{name}/{parts}/{key}": value.clone() for key, value in found.items()}
 
     def stay_together(self) -> None:
-        for norm, pictures in (("group", 2), ("batch", 4)):
-            trainer = self.trainer(**EVERYTHING, g_norm=norm, batch_gpu=pictures)
+        for norm, images in (("group", 2), ("batch", 4)):
+            trainer = self.trainer(**EVERYTHING, g_norm=norm, batch_gpu=images)
             seen = set()
             for _ in range(20):
                 trainer.fetch()

@@ -16,7 +16,7 @@ import torch
 from toolkit.checks import memory
 from toolkit.checks.memory import gib
 from toolkit.config import TrainConfig
-from toolkit.data.decoding import decode_picture
+from toolkit.data.decoding import decode_image
 from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -31,7 +31,7 @@ from toolkit.run_folder.trackers import has_wandb_key
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 FEW_SAMPLES = 1000
-"""Below this D learns its pictures by heart within hours (a rule of thumb, not a measurement)."""
+"""Below this D learns its images by heart within hours (a rule of thumb, not a measurement)."""
 CARD_EXTRA = 1.5 * memory.GIB
 """Rule of thumb for what the estimate leaves out: CUDA's context, cuDNN's workspaces, fragments."""
 PROBE_BYTES = 2**24
@@ -89,7 +89,7 @@ def open_data(report: Report, config: TrainConfig, processes: int) -> ShardSet |
         shards = open_shards(config.data)
         check_data(config, shards)
         for number in range(0, len(shards), max(1, len(shards) // 8)):
-            decode_picture(shards.read(number).picture)
+            decode_image(shards.read(number).image)
     except UserError as error:
         report.add(FAIL, "data", str(error))
         return None
@@ -101,7 +101,7 @@ def open_data(report: Report, config: TrainConfig, processes: int) -> ShardSet |
     epochs = config.total_steps * config.d_steps * config.batch / len(shards)
     report.add(
         OK, "batch",
-        f"{config.batch} = {_count(processes, 'process')} x {parts} x {share // parts} pictures; "
+        f"{config.batch} = {_count(processes, 'process')} x {parts} x {share // parts} images; "
         f"{config.total_steps:,} steps see each sample {epochs:,.1f} times",
     )  # fmt: skip
     return shards
@@ -180,10 +180,10 @@ def check_memory(report: Report, config: TrainConfig, accelerator, encoder: str 
     else:
         room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         where = "of memory here for each process"
-    most = found.most_pictures(int(room))
-    text = f"about {gib(found.total())} GiB estimated at {found.micro_batch} pictures at once, {gib(room)} GiB {where}"
+    most = found.most_images(int(room))
+    text = f"about {gib(found.total())} GiB estimated at {found.micro_batch} images at once, {gib(room)} GiB {where}"
     if found.total() <= room:
-        report.add(OK, "memory", f"{text}; room for about {most:,} pictures")
+        report.add(OK, "memory", f"{text}; room for about {most:,} images")
     elif config.batch_gpu == "auto" and most:
         report.add(OK, "memory", f"{text}; batch_gpu auto will try what fits, about {most:,}")
     else:

@@ -27,7 +27,7 @@ class MemoryEstimate:
     """Bytes of one process on its device; the activations grow linearly with the micro-batch."""
 
     micro_batch: int
-    """Pictures held at once."""
+    """Images held at once."""
     precision: str
     """'no', 'fp16' or 'bf16'."""
     networks: int
@@ -39,24 +39,24 @@ class MemoryEstimate:
     gradients: int
     """Of the larger network (each phase drops its own); of both, in DDP's buckets, with several processes."""
     d_phase: tuple[int, int]
-    """Activations saved by D's phase, with R1 and R2 if they are on: (fixed, per picture)."""
+    """Activations saved by D's phase, with R1 and R2 if they are on: (fixed, per image)."""
     g_phase: tuple[int, int]
-    """Activations saved by G's phase: (fixed, per picture)."""
+    """Activations saved by G's phase: (fixed, per image)."""
 
-    def activations(self, pictures: int) -> int:
-        """Bytes of the larger phase for a micro-batch of `pictures`, with the backward pass's TEMPORARIES."""
-        return round((1 + TEMPORARIES) * max(self._saved(pictures)))
+    def activations(self, images: int) -> int:
+        """Bytes of the larger phase for a micro-batch of `images`, with the backward pass's TEMPORARIES."""
+        return round((1 + TEMPORARIES) * max(self._saved(images)))
 
-    def _saved(self, pictures: int) -> tuple[int, int]:
-        return tuple(fixed + each * pictures for fixed, each in (self.d_phase, self.g_phase))
+    def _saved(self, images: int) -> tuple[int, int]:
+        return tuple(fixed + each * images for fixed, each in (self.d_phase, self.g_phase))
 
-    def total(self, pictures: int | None = None) -> int:
-        """Bytes with a micro-batch of `pictures`, by default the config's."""
+    def total(self, images: int | None = None) -> int:
+        """Bytes with a micro-batch of `images`, by default the config's."""
         held = self.networks + self.average + self.moments + self.gradients
-        return held + self.activations(pictures or self.micro_batch)
+        return held + self.activations(images or self.micro_batch)
 
-    def most_pictures(self, room: int) -> int:
-        """The largest micro-batch whose `total` is at most `room` bytes; 0 if not even one picture's is."""
+    def most_images(self, room: int) -> int:
+        """The largest micro-batch whose `total` is at most `room` bytes; 0 if not even one image's is."""
         saved = (room - self.total(1) + self.activations(1)) / (1 + TEMPORARIES)
         n = max(0, min(int((saved - fixed) // each) for fixed, each in (self.d_phase, self.g_phase)))
         return n + 1 if self.total(n + 1) <= room else n  # `activations` rounds
@@ -78,13 +78,13 @@ def estimate(config: TrainConfig, processes: int, precision: str, encoder: str =
     `encoder`, the name of the shards', is needed for `clip_guidance` alone, whose CLIP is not counted without.
 
     Activations are the distinct storages that the forward passes of a phase, and the differentiable backward pass of
-    R1 and R2, save for the backward pass: counted on fake tensors at 4 and 8 pictures (whole groups of minibatch_std),
+    R1 and R2, save for the backward pass: counted on fake tensors at 4 and 8 images (whole groups of minibatch_std),
     linear elsewhere. On a CPU they equal those of a real step (tests/test_memory.py), to which TEMPORARIES are added.
     Not counted is what a GPU adds: CUDA's context, cuDNN's workspaces, what its allocator holds but cannot use. None
     of it was measured on a GPU.
     Approximated at half precision: autocast's rules are those of a CPU. Convolutions and linear layers, nearly
-    everything, are cast alike on a GPU. D's pass over real pictures is fp32 when R1 is on, and the one over generated
-    pictures when R2 is, as in the step itself; the estimate is of those steps.
+    everything, are cast alike on a GPU. D's pass over real images is fp32 when R1 is on, and the one over generated
+    images when R2 is, as in the step itself; the estimate is of those steps.
     batch_gpu 'auto' counts as the whole share at once. Raises UserError if the batch does not divide.
     """
     share, parts = config.with_numbers().per_process(processes)
@@ -123,8 +123,8 @@ def explain_out_of_memory(config: TrainConfig, device: torch.device) -> str:
     remedies += ["--d_scales 1 (in a new run)"] if config.d_scales > 1 else []
     remedies += [f"--base_ch {config.base_ch // 2} (in a new run)"] if config.base_ch > 1 else []
     remedies += [f"--resolution {config.resolution // 2} (with shards of that size)"] if config.resolution > 16 else []
-    pictures = "a single picture" if micro == 1 else f"{micro} pictures at once"
-    return f"out of memory on {_usage(device)} with {pictures}; try {' or '.join(remedies[:3])}"
+    images = "a single image" if micro == 1 else f"{micro} images at once"
+    return f"out of memory on {_usage(device)} with {images}; try {' or '.join(remedies[:3])}"
 
 
 def gib(size: float) -> str:
@@ -159,9 +159,9 @@ class _Rehearsal:
         """What Accelerate puts round the networks; their results leave it as fp32."""
         return torch.autocast("cpu", HALF[self.precision]) if self.precision in HALF else contextlib.nullcontext()
 
-    def d_loss(self, pictures: int) -> Tensor:
-        config, text = self.config, self._text(pictures)
-        both = torch.zeros(2 * pictures, 3, config.resolution, config.resolution).chunk(2)  # augmented together
+    def d_loss(self, images: int) -> Tensor:
+        config, text = self.config, self._text(images)
+        both = torch.zeros(2 * images, 3, config.resolution, config.resolution).chunk(2)  # augmented together
         looks = [
             Look(images, text, second, penalised=weight > 0)
             for images, second, weight in zip(both, (text, None), config.penalties(0), strict=True)
@@ -178,11 +178,11 @@ class _Rehearsal:
         penalty = sum((losses.gradient_penalty(*pair).mean() for pair in pairs), torch.zeros(()))
         return losses.discriminator_loss(*logits, config.loss).mean() + penalty
 
-    def g_loss(self, pictures: int) -> Tensor:
-        config, text = self.config, self._text(pictures)
+    def g_loss(self, images: int) -> Tensor:
+        config, text = self.config, self._text(images)
         self.D.requires_grad_(False)
         with self.autocast():
-            fake = self.G(torch.zeros(pictures, config.z_dim), text).float()
+            fake = self.G(torch.zeros(images, config.z_dim), text).float()
             (verdict,) = self.D(Look(self._augmented(fake), text, features=config.feature_matching > 0))
         loss = losses.generator_loss(verdict.logits.float(), verdict.logits.detach().float(), config.loss).mean()
         if config.feature_matching:

@@ -1,4 +1,4 @@
-"""The trial behind `--batch_gpu auto`: how many pictures at once does the device really take?"""
+"""The trial behind `--batch_gpu auto`: how many images at once does the device really take?"""
 
 import contextlib
 import dataclasses
@@ -18,10 +18,10 @@ from toolkit.training.trainer import Trainer, frozen
 def largest_micro_batch(trainer: Trainer, share: int) -> int:
     """The largest divisor of `share` with which both phases fit on the device of every process; `share` on a CPU.
 
-    Tried from the largest on, like `accelerate.utils.find_executable_batch_size`, on made-up pictures, with R1 and R2
+    Tried from the largest on, like `accelerate.utils.find_executable_batch_size`, on made-up images, with R1 and R2
     if they are on, and room taken for Adam's moments. All processes call it, between steps. Weights, buffers, counters
     and draws are afterwards what they were, gradients are gone. Raises UserError on all processes if one has no room
-    for a single picture.
+    for a single image.
     """
     if trainer.device.type == "cpu":
         return share
@@ -29,14 +29,14 @@ def largest_micro_batch(trainer: Trainer, share: int) -> int:
 
 
 def largest_that_fits(trainer: Trainer, share: int) -> int:
-    """This process's part of `largest_micro_batch`, free of collectives; 0 if not even one picture fits."""
-    for pictures in (n for n in range(share, 0, -1) if share % n == 0):
-        fits = _fits(trainer, pictures, passes=1 if pictures == share else 2)
+    """This process's part of `largest_micro_batch`, free of collectives; 0 if not even one image fits."""
+    for images in (n for n in range(share, 0, -1) if share % n == 0):
+        fits = _fits(trainer, images, passes=1 if images == share else 2)
         gc.collect()  # here, where no traceback holds tensors any more
         if trainer.device.type == "cuda":
             torch.cuda.empty_cache()
         if fits:
-            return pictures
+            return images
     return 0
 
 
@@ -48,14 +48,14 @@ def agreed(trainer: Trainer, fits: int) -> int:
     return least
 
 
-def _fits(trainer: Trainer, pictures: int, passes: int) -> bool:
+def _fits(trainer: Trainer, images: int, passes: int) -> bool:
     """Both phases; of two `passes` the second finds the gradients of the first, as accumulation does."""
     try:
         with _restoring(trainer):
             moments = [torch.empty_like(parameter) for parameter in _without_moments(trainer) for _ in range(2)]
             for name in ("D", "G"):
                 for _ in range(passes):
-                    _forward_backward(trainer, name, pictures)
+                    _forward_backward(trainer, name, images)
                 trainer.phases[name].optimizer.zero_grad(set_to_none=True)
             del moments
     except RuntimeError as error:  # of which torch.OutOfMemoryError is one
@@ -65,9 +65,9 @@ def _fits(trainer: Trainer, pictures: int, passes: int) -> bool:
     return True
 
 
-def _forward_backward(trainer: Trainer, name: str, pictures: int) -> None:
+def _forward_backward(trainer: Trainer, name: str, images: int) -> None:
     """As a micro-batch that is not the last: no exchange, for a process that fails must leave none in a collective."""
-    batch, noise = _made_up(trainer, pictures), StepDraws(trainer.config.seed, pictures, 0, 0)
+    batch, noise = _made_up(trainer, images), StepDraws(trainer.config.seed, images, 0, 0)
     loss_of = {"D": trainer.discriminator_loss, "G": trainer.generator_loss}[name]
     with contextlib.ExitStack() as stack:
         for phase in trainer.phases.values():
@@ -78,12 +78,12 @@ def _forward_backward(trainer: Trainer, name: str, pictures: int) -> None:
         trainer.phases[name].backward(loss)
 
 
-def _made_up(trainer: Trainer, pictures: int) -> Batch:
+def _made_up(trainer: Trainer, images: int) -> Batch:
     config = trainer.config
-    shape = (pictures, 3, config.resolution, config.resolution)
+    shape = (images, 3, config.resolution, config.resolution)
     grey = torch.full(shape, 128, dtype=torch.uint8)
-    text = nn.functional.normalize(torch.ones(pictures, config.cond_dim), dim=1)
-    batch = Batch(grey, text, text, torch.ones(pictures), ("",) * pictures, slice(0, pictures))
+    text = nn.functional.normalize(torch.ones(images, config.cond_dim), dim=1)
+    batch = Batch(grey, text, text, torch.ones(images), ("",) * images, slice(0, images))
     return batch.to(trainer.device)
 
 

@@ -1,4 +1,4 @@
-"""How fast a run would go on this machine: steps, data, pictures, measured on a trainer that is thrown away."""
+"""How fast a run would go on this machine: steps, data, images, measured on a trainer that is thrown away."""
 
 import statistics
 import time
@@ -26,8 +26,8 @@ class Pace(NamedTuple):
     """The same with R1 and R2."""
     loading: float
     """Of the data of one step, from the loader alone."""
-    picture: float
-    """Of a picture drawn by the averaged G."""
+    image: float
+    """Of an image drawn by the averaged G."""
 
     def mean_step(self, config: TrainConfig) -> float:
         """Computation alone, with the penalties at their interval."""
@@ -42,7 +42,7 @@ class Pace(NamedTuple):
         scored = checkpoints * config.score_count if config.score == "swd" else 0
         if config.evaluates:
             scored += (steps // config.evaluation_steps + 1) * config.evaluation_count
-        drawn = self.picture * (samples * config.n_sample + scored)
+        drawn = self.image * (samples * config.n_sample + scored)
         return steps * step + drawn + checkpoints * checkpoint_seconds
 
 
@@ -60,7 +60,7 @@ def measure(trainer: Trainer) -> Pace:
         step = statistics.median(_step(trainer, 1) for _ in range(REPEATS))
         penalised = statistics.median(_step(trainer, 0) for _ in range(REPEATS_PENALISED)) if lazy else step
     trainer.close()
-    return Pace(*(_slowest(trainer, seconds) for seconds in (step, penalised, loading, _picture(trainer))))
+    return Pace(*(_slowest(trainer, seconds) for seconds in (step, penalised, loading, _image(trainer))))
 
 
 def _step(trainer: Trainer, number: int) -> float:
@@ -88,7 +88,7 @@ def _loading(trainer: Trainer) -> float:
     return seconds * trainer.config.d_steps
 
 
-def _picture(trainer: Trainer) -> float:
+def _image(trainer: Trainer) -> float:
     config, count = trainer.config, min(trainer.config.n_sample, 32)
     z, text = draws.sample_noise(list(range(count)), config.z_dim), torch.zeros(count, config.cond_dim)
     sample(trainer.ema.module, z[:1], text[:1])

@@ -1,1 +1,1 @@
-"""Shards and pictures: reading them, and turning them into batches."""
+"""Shards and images: reading them, and turning them into batches."""

@@ -1,6 +1,6 @@
 """Shards -> batches. Order, caption choice and mismatched captions are functions of (seed, position) alone.
 
-Map-style over the shard index: the state of the whole data pipeline is one integer, the pictures consumed so far, and
+Map-style over the shard index: the state of the whole data pipeline is one integer, the images consumed so far, and
 the batches are the same for any number of processes and workers.
 """
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from toolkit import draws
 from toolkit.data import loader_workers
-from toolkit.data.decoding import BadPicture, decode_pixels, fit_square
+from toolkit.data.decoding import BadImage, decode_pixels, fit_square
 from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
 from toolkit.errors import UserError
 
@@ -28,14 +28,14 @@ BAD_IN_A_ROW = 100
 
 
 class Item(NamedTuple):
-    """One visit to one picture."""
+    """One visit to one image."""
 
-    picture: Tensor
+    image: Tensor
     """uint8 [3, R, R]."""
     text: Tensor
     """float32 [E], of the caption drawn for this visit."""
     mismatched: Tensor
-    """float32 [E], a caption of another picture that is none of this picture's, nor a near-synonym of one."""
+    """float32 [E], a caption of another image that is none of this image's, nor a near-synonym of one."""
     differs: float
     """1, or 0 if no such caption was found (then `mismatched` is a copy of `text`)."""
     caption: str
@@ -46,7 +46,7 @@ class Item(NamedTuple):
 class Batch(NamedTuple):
     """A micro-batch of one process."""
 
-    pictures: Tensor
+    images: Tensor
     """uint8 [N, 3, R, R]."""
     text: Tensor
     """float32 [N, E], unit length."""
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
     rows: slice
     """Which rows of the global batch these are: picks the matching random numbers."""
     damaged: tuple[tuple[str, ...], ...] = ()
-    """Per picture that stands in for damaged samples: what is wrong with them."""
+    """Per image that stands in for damaged samples: what is wrong with them."""
 
     def to(self, device: torch.device) -> "Batch":
         moved = [tensor.to(device, non_blocking=True) for tensor in self[:4]]
@@ -85,7 +85,7 @@ class Visit(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    picture: Tensor
+    image: Tensor
     captions: tuple[str, ...]
     vectors: Tensor
 
@@ -93,7 +93,7 @@ class Decoded(NamedTuple):
 class ShardDataset(Dataset):
     """Position p (0, 1, 2, ... over all epochs) -> Item.
 
-    `mismatch_cosine`, in (0, 1]: what is not below it to all of a picture's captions is no mismatched caption.
+    `mismatch_cosine`, in (0, 1]: what is not below it to all of an image's captions is no mismatched caption.
     """
 
     def __init__(self, shards: ShardSet, seed: int, mismatch: bool = True, mismatch_cosine: float = 0.999) -> None:
@@ -119,7 +119,7 @@ class ShardDataset(Dataset):
         sample, caption, other, other_caption, damaged = self.visit(position, self._decoded, self.shards.read_texts)
         text = sample.vectors[caption]
         mismatched = text if other is None else other.vectors[other_caption]
-        return Item(sample.picture, text, mismatched, float(other is not None), sample.captions[caption], damaged)
+        return Item(sample.image, text, mismatched, float(other is not None), sample.captions[caption], damaged)
 
     def visit(self, position: int, read: Callable[[int], Readable], read_texts: Callable[[int], Readable]) -> Visit:
         """The draws of a position; both functions take a sample's number and raise DamagedSample.
@@ -162,20 +162,20 @@ class ShardDataset(Dataset):
         return None, 0
 
     def _decoded(self, number: int) -> Decoded:
-        picture, captions, vectors = self.shards.read(number)
-        return Decoded(_picture(self.shards, number, picture), captions, vectors)
+        image, captions, vectors = self.shards.read(number)
+        return Decoded(_image(self.shards, number, image), captions, vectors)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return draws.permutation(len(self.shards), self.seed, epoch).numpy()
 
 
 def read_decoded(shards: ShardSet, number: int) -> tuple[Sample, Tensor]:
-    """A sample and its picture, uint8 [3, R, R]. Raises DamagedSample."""
+    """A sample and its image, uint8 [3, R, R]. Raises DamagedSample."""
     sample = shards.read(number)
-    return sample, _picture(shards, number, sample.picture).contiguous()
+    return sample, _image(shards, number, sample.image).contiguous()
 
 
-def _picture(shards: ShardSet, number: int, data: bytes) -> Tensor:
+def _image(shards: ShardSet, number: int, data: bytes) -> Tensor:
     """uint8 [3, R, R], its channels side by side: to part them costs less in a whole batch. Raises DamagedSample."""
     side, fit = shards.manifest.resolution, shards.manifest.fit
     try:
@@ -183,8 +183,8 @@ def _picture(shards: ShardSet, number: int, data: bytes) -> Tensor:
         if fit:
             pixels = np.asarray(fit_square(Image.fromarray(pixels), side, fit))
         if pixels.shape != (side, side, 3):
-            raise BadPicture(f"{pixels.shape[1]}x{pixels.shape[0]} px, not {side}x{side}")
-    except BadPicture as error:
+            raise BadImage(f"{pixels.shape[1]}x{pixels.shape[0]} px, not {side}x{side}")
+    except BadImage as error:
         raise DamagedSample(f"{shards.shard_path(number)}: sample {number}: {error}") from None
     pixels = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of memory it must not write to
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -236,9 +236,9 @@ def batches(
 
 
 def _collate(items: list[Item]) -> Batch:
-    pictures, text, mismatched, differs, captions, damaged = zip(*items, strict=True)
+    images, text, mismatched, differs, captions, damaged = zip(*items, strict=True)
     return Batch(
-        torch.stack(pictures).contiguous(),
+        torch.stack(images).contiguous(),
         torch.stack(text),
         torch.stack(mismatched),
         torch.tensor(differs),

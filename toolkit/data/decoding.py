@@ -1,4 +1,4 @@
-"""Picture files of any kind -> RGB of the asked size. Formats by allow-list, colours as a viewer would show them."""
+"""Image files of any kind -> RGB of the asked size. Formats by allow-list, colours as a viewer would show them."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = 100_000_000
 """Largest width x height that is decoded; a decompression bomb announces itself in the header."""
 NEARLY_SRGB = 2
-"""Levels; a colour profile that moves no colour further is taken for sRGB, and the picture stays as it is."""
+"""Levels; a colour profile that moves no colour further is taken for sRGB, and the image stays as it is."""
 
 FAST_JPEG = simplejpeg is not None and features.check_feature("libjpeg_turbo")
 """simplejpeg and Pillow then decode by the same library, to the same pixels."""
@@ -32,46 +32,46 @@ FRAMES, TABLES, SCAN = (0xC0, 0xC2), (0xC4, 0xDB, 0xDD, 0xFE), 0xDA
 """JPEG markers: baseline and progressive frames; Huffman and quantization tables, restart interval, comment; data."""
 
 
-class BadPicture(UserError):
-    """A file that is no picture we decode, with the reason; the caller adds the file's name."""
+class BadImage(UserError):
+    """A file that is no image we decode, with the reason; the caller adds the file's name."""
 
 
-def decode_picture(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Bytes of a picture file -> upright sRGB in full size, fully decoded.
+def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Bytes of an image file -> upright sRGB in full size, fully decoded.
 
     EXIF orientation and colour profile are applied, transparency is laid over `background`, 16-bit grey is scaled
     (not clipped), CMYK, palette, grey and 1-bit become RGB, of an animation the first frame is taken.
-    Raises BadPicture for anything else, for truncated data and for more than MAX_PIXELS.
+    Raises BadImage for anything else, for truncated data and for more than MAX_PIXELS.
     """
     if data.startswith(npy.MAGIC):
         return Image.fromarray(_raw(data))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise BadPicture(f"{picture.width}x{picture.height} px is over the limit of {MAX_PIXELS:,} pixels")
-        picture.load()
-        upright = _eight_bit(ImageOps.exif_transpose(picture))
-        return _over_background(upright, picture.info.get("icc_profile"), background)
-    except BadPicture:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"{image.width}x{image.height} px is over the limit of {MAX_PIXELS:,} pixels")
+        image.load()
+        upright = _eight_bit(ImageOps.exif_transpose(image))
+        return _over_background(upright, image.info.get("icc_profile"), background)
+    except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadPicture(f"over the limit of {MAX_PIXELS:,} pixels") from None
+        raise BadImage(f"over the limit of {MAX_PIXELS:,} pixels") from None
     except Image.UnidentifiedImageError:
-        raise BadPicture(f"no {', '.join(FORMATS)} picture") from None
+        raise BadImage(f"no {', '.join(FORMATS)} image") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise BadPicture(f"damaged ({error})") from None
+        raise BadImage(f"damaged ({error})") from None
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """The pixels of `decode_picture`, uint8 [H, W, 3], by the shortest way. Raises BadPicture as that does."""
+    """The pixels of `decode_image`, uint8 [H, W, 3], by the shortest way. Raises BadImage as that does."""
     if data.startswith(npy.MAGIC):
         return _raw(data)
     if FAST_JPEG and _is_plain_jpeg(data):
         with contextlib.suppress(ValueError):  # of anything odd, a mere warning too: Pillow decides
             return simplejpeg.decode_jpeg(data)
-    return np.asarray(decode_picture(data))
+    return np.asarray(decode_image(data))
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -99,40 +99,40 @@ def _raw(data: bytes) -> np.ndarray:
     try:
         values = npy.read_npy(data, "u")
     except ValueError as error:
-        raise BadPicture(f"damaged ({error})") from None
+        raise BadImage(f"damaged ({error})") from None
     if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not 0 < values.size <= 3 * MAX_PIXELS:
-        raise BadPicture(f"an array of {values.dtype} {list(values.shape)}, expected uint8 [height, width, 3]")
+        raise BadImage(f"an array of {values.dtype} {list(values.shape)}, expected uint8 [height, width, 3]")
     return values
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey ('I;16'; of our formats only PNG has it) scaled to 'L'; Pillow's own convert would clip at 255."""
-    if not picture.mode.startswith("I"):
-        return picture
-    values = np.asarray(picture).astype(np.float64) / 257  # 65535 -> 255; by the format, not by the largest value
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255; by the format, not by the largest value
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
-def _over_background(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
-    """Any 8-bit mode -> RGB; `background` is sRGB, so the picture's own colours are converted first."""
-    if picture.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in picture.info:
-        return _srgb(picture, profile)
-    rgba = picture.convert("RGBA")
-    opaque = _srgb(rgba.getchannel("R") if picture.mode in ("L", "LA", "La") else rgba.convert("RGB"), profile)
+def _over_background(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    """Any 8-bit mode -> RGB; `background` is sRGB, so the image's own colours are converted first."""
+    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
+        return _srgb(image, profile)
+    rgba = image.convert("RGBA")
+    opaque = _srgb(rgba.getchannel("R") if image.mode in ("L", "LA", "La") else rgba.convert("RGB"), profile)
     opaque.putalpha(rgba.getchannel("A"))
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), opaque).convert("RGB")
 
 
-def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Any 8-bit mode without alpha -> sRGB; a profile that is broken, or of other channels, counts as none."""
-    mode = {"1": "L", "L": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
+    mode = {"1": "L", "L": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
     if profile:
         try:
             if transform := _transform_to_srgb(profile, mode):
-                return transform.apply(picture.convert(mode))
-        except Exception:  # OSError, TypeError, PyCMSError, ... of a bad profile; the picture itself is sound
+                return transform.apply(image.convert(mode))
+        except Exception:  # OSError, TypeError, PyCMSError, ... of a bad profile; the image itself is sound
             pass
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
@@ -152,33 +152,33 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
 
 
 def fit_square(
-    picture: Image.Image, size: int, mode: str = "crop", background: tuple[int, int, int] = (255, 255, 255)
+    image: Image.Image, size: int, mode: str = "crop", background: tuple[int, int, int] = (255, 255, 255)
 ) -> Image.Image:
     """RGB of any size -> size x size by Lanczos, which averages over what it makes smaller (antialiased).
 
-    'crop': the centre square, the short side kept whole. 'pad': the whole picture in the middle of `background`.
+    'crop': the centre square, the short side kept whole. 'pad': the whole image in the middle of `background`.
     'stretch': both sides to `size`.
     """
-    width, height = picture.size
+    width, height = image.size
     if mode == "crop":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        # Whole pixels: the half-pixel crop of ImageOps.fit blurs pictures whose short side has the size already.
-        picture = picture.crop((left, top, left + side, top + side))
+        # Whole pixels: the half-pixel crop of ImageOps.fit blurs images whose short side has the size already.
+        image = image.crop((left, top, left + side, top + side))
     if mode != "pad" or width == height:
-        return picture.resize((size, size), Image.Resampling.LANCZOS)
+        return image.resize((size, size), Image.Resampling.LANCZOS)
     scale = size / max(width, height)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     square = Image.new("RGB", (size, size), background)
-    square.paste(picture.resize(inner, Image.Resampling.LANCZOS), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    square.paste(image.resize(inner, Image.Resampling.LANCZOS), ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return square
 
 
-def read_picture(read: Callable[[], bytes], name: object, background: tuple[int, int, int]) -> Image.Image:
-    """decode_picture of `read()`, with `name` in front of any complaint, a read error's too."""
+def read_image(read: Callable[[], bytes], name: object, background: tuple[int, int, int]) -> Image.Image:
+    """decode_image of `read()`, with `name` in front of any complaint, a read error's too."""
     try:
-        return decode_picture(read(), background)
+        return decode_image(read(), background)
     except OSError as error:
-        raise BadPicture(f"{name}: cannot be read ({error.strerror})") from None
-    except BadPicture as error:
-        raise BadPicture(f"{name}: {error}") from None
+        raise BadImage(f"{name}: cannot be read ({error.strerror})") from None
+    except BadImage as error:
+        raise BadImage(f"{name}: {error}") from None

@@ -1,6 +1,6 @@
-"""Features of pictures and vectors of prompts, kept on disk: they are mostly those of the last time.
+"""Features of images and vectors of prompts, kept on disk: they are mostly those of the last time.
 
-A file's name is the hash of what its features are a function of: the pictures' fingerprint and the extractor's key. It
+A file's name is the hash of what its features are a function of: the images' fingerprint and the extractor's key. It
 is read back only if every byte is as it was written. That keeps out damage and mix-ups, but no forger who may write in
 the folder; nothing in it is ever executed, whoever wrote it.
 """
@@ -29,7 +29,7 @@ ENTRY = "features"
 NAME = r"[0-9a-f]{64}\.safetensors"
 STAGED = r"\.[0-9a-f]{64}\.safetensors\.\d+-[0-9a-f]{8}\.tmp"
 BOUND = 10 * GIGABYTE
-"""Most bytes of the cache; 50,000 pictures take 0.4 GB with one layer of 2,048 features."""
+"""Most bytes of the cache; 50,000 images take 0.4 GB with one layer of 2,048 features."""
 ABANDONED = 24 * 3600
 """Seconds after which a file that is still being written is what a kill has left."""
 
@@ -144,7 +144,7 @@ def _parse(data: bytes, fingerprint: str, key: str) -> dict[str, Tensor]:
     if not features or any(tensor.dtype != torch.float32 or tensor.ndim != 2 for tensor in features.values()):
         raise ValueError("it holds other things than features")
     if _serialised(features, fingerprint, key) != data:
-        raise ValueError("it is damaged, or of other pictures or another extractor")
+        raise ValueError("it is damaged, or of other images or another extractor")
     return features
 
 

@@ -1,4 +1,4 @@
-"""One process's pictures of the coming step, fetched ahead and on its device."""
+"""One process's images of the coming step, fetched ahead and on its device."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from toolkit.data.worker_count import WorkerCount
 from toolkit.errors import UserError
 
 SHARE_OF = 1000
-"""Pictures from which on a share of damaged ones means something; before, it is taken of this many."""
+"""Images from which on a share of damaged ones means something; before, it is taken of this many."""
 NAMED = 20
 """Damaged samples that are named on the console; more are only counted."""
 RESIDENT_AFTER = 20
@@ -24,8 +24,8 @@ RESIDENT_AFTER = 20
 class Feed:
     """Loading starts at the first `fetch` after the start or a `close`, at the position given then.
 
-    Counts the pictures it has given away (`read`) and those of them that stand in for damaged samples (`bad`), since
-    the process started. More than `max_bad` of them raise UserError. Where the pictures come from (files read here or
+    Counts the images it has given away (`read`) and those of them that stand in for damaged samples (`bad`), since
+    the process started. More than `max_bad` of them raise UserError. Where the images come from (files read here or
     by any number of `workers`, or the set in memory if `resident`) changes none of them.
     """
 
@@ -76,7 +76,7 @@ class Feed:
 
     def _load(self) -> None:
         self.resident = resident_set.ResidentSet(self.dataset.shards, self.device, self.workers.most, self.shown)
-        self._say(f"{len(self.dataset.shards):,} pictures on {self.device}, {self.resident.bytes() / 1e6:,.0f} MB")
+        self._say(f"{len(self.dataset.shards):,} images on {self.device}, {self.resident.bytes() / 1e6:,.0f} MB")
 
     def _adjust(self) -> None:
         """After a step, which has left nothing in stock: the next `fetch` opens the stream that is found best here."""

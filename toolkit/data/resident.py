@@ -24,7 +24,7 @@ AT_ONCE = 64
 
 
 class Row(NamedTuple):
-    """A sample without its picture."""
+    """A sample without its image."""
 
     number: int
     first: int
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 class Chunk(NamedTuple):
     """Some samples, one after the other."""
 
-    pictures: Tensor
+    images: Tensor
     """uint8 [n, 3, R, R]; black where damaged."""
     vectors: Tensor
     """float32 [m, E], of all captions."""
@@ -57,10 +57,10 @@ class ResidentSet:
         side, self.device = shards.manifest.resolution, device
         if (needed := size(shards)) > (free := free_memory(device)):
             raise UserError(
-                f"{len(shards):,} pictures take {needed / 1e6:,.0f} MB, {device} has {free / 1e6:,.0f} MB free; pass "
+                f"{len(shards):,} images take {needed / 1e6:,.0f} MB, {device} has {free / 1e6:,.0f} MB free; pass "
                 "--resident false"
             )
-        self.pictures = torch.empty(len(shards), 3, side, side, dtype=torch.uint8, device=device)
+        self.images = torch.empty(len(shards), 3, side, side, dtype=torch.uint8, device=device)
         """uint8 [N, 3, R, R]."""
         self._captions: list[tuple[str, ...]] = []
         self._damage: list[str] = []
@@ -69,18 +69,18 @@ class ResidentSet:
         with progress, contextlib.closing(_chunks(shards, workers)) as chunks:
             for chunk in chunks:
                 start = len(self._captions)
-                self.pictures[start : start + len(chunk.pictures)] = chunk.pictures.to(device)
+                self.images[start : start + len(chunk.images)] = chunk.images.to(device)
                 vectors.append(chunk.vectors)
                 self._captions += chunk.captions
                 self._damage += chunk.damage
-                progress.update(len(chunk.pictures))
+                progress.update(len(chunk.images))
         self._vectors = torch.cat(vectors)
         self.vectors = self._vectors.to(device)
         """float32 [M, E], unit length: the embeddings of all captions, sample by sample."""
         self._first = [0, *itertools.accumulate(len(captions) for captions in self._captions)]
 
     def bytes(self) -> int:
-        return self.pictures.nbytes + self.vectors.nbytes
+        return self.images.nbytes + self.vectors.nbytes
 
     def batches(
         self, dataset: ShardDataset, start: int, batch: int, share: slice, parts: int
@@ -101,7 +101,7 @@ class ResidentSet:
         places = torch.tensor([[visit.sample.number for visit in visits], text, other, differs]).to(self.device)
         captions = tuple(visit.sample.captions[visit.caption] for visit in visits)
         damaged = tuple(visit.damaged for visit in visits if visit.damaged)
-        return Batch(self.pictures[places[0]], self.vectors[places[1]], self.vectors[places[2]], places[3].float(),
+        return Batch(self.images[places[0]], self.vectors[places[1]], self.vectors[places[2]], places[3].float(),
                      captions, rows, damaged)  # fmt: skip
 
     def _read(self, number: int) -> Row:
@@ -117,15 +117,15 @@ class ResidentSet:
 
 
 class _Samples(Dataset):
-    """Sample number -> (picture, texts, what is wrong or '')."""
+    """Sample number -> (image, texts, what is wrong or '')."""
 
     def __init__(self, shards: ShardSet) -> None:
         self.shards = shards
 
     def __getitem__(self, number: int) -> tuple[Tensor, Texts, str]:
         try:
-            sample, picture = read_decoded(self.shards, number)
-            return picture, Texts(sample.captions, sample.vectors), ""
+            sample, image = read_decoded(self.shards, number)
+            return image, Texts(sample.captions, sample.vectors), ""
         except DamagedSample as error:
             side = self.shards.manifest.resolution
             return torch.zeros(3, side, side, dtype=torch.uint8), self._texts(number), str(error)
@@ -144,9 +144,9 @@ def _chunks(shards: ShardSet, workers: int) -> Generator[Chunk, None, None]:
 
 
 def _collate(items: list[tuple[Tensor, Texts, str]]) -> Chunk:
-    pictures, texts, damage = zip(*items, strict=True)
+    images, texts, damage = zip(*items, strict=True)
     vectors = torch.cat([vectors for _, vectors in texts])
-    return Chunk(torch.stack(pictures), vectors, [captions for captions, _ in texts], list(damage))
+    return Chunk(torch.stack(images), vectors, [captions for captions, _ in texts], list(damage))
 
 
 def size(shards: ShardSet) -> int:

@@ -1,6 +1,6 @@
 """What a shard folder holds: WebDataset tars, `manifest.json`, `index.npy`.
 
-A sample is `KEY.jpg|png|webp` or `KEY.picture.npy` (uint8 [R, R, 3]), `KEY.txt` (UTF-8, one caption a line), `KEY.npy`
+A sample is `KEY.jpg|png|webp` or `KEY.image.npy` (uint8 [R, R, 3]), `KEY.txt` (UTF-8, one caption a line), `KEY.npy`
 (float16 [K, E] for K captions, or [E]) and optionally `KEY.json`; its members stand side by side, so plain
 `webdataset.WebDataset` reads the tars. Embeddings may instead stand beside the tars, in files of float16 rows, so that
 tars of other makers are read as they are.
@@ -21,7 +21,7 @@ from toolkit.errors import UserError
 MANIFEST_NAME, INDEX_NAME = "manifest.json", "index.npy"
 FORMAT_VERSION = 2
 READABLE = (1, 2)
-"""Version 1 had no sidecars, no raw pictures and none fitted on reading."""
+"""Version 1 had no sidecars, no raw images and none fitted on reading."""
 RESIZE_MODES = ("crop", "pad", "stretch")
 SIDECARS = ("vectors", "image_vectors")
 MAX_MANIFEST_BYTES = 256 * 2**20
@@ -43,14 +43,14 @@ class Manifest:
     samples: int
     distinct_captions: int
     resolution: int
-    """Width and height of every picture as it is read, in pixels."""
+    """Width and height of every image as it is read, in pixels."""
     encoder: EncoderIdentity
     shards: tuple[ShardFile, ...]
     index_sha256: str
     built_with: dict
     """The options of the command that made the folder, for the record."""
     fit: str = ""
-    """'': pictures are stored at `resolution`; one of RESIZE_MODES: they are of any size and fitted when read."""
+    """'': images are stored at `resolution`; one of RESIZE_MODES: they are of any size and fitted when read."""
     whole_texts: bool = False
     """Whether a text is one caption, whatever its lines; else each line is one."""
     json_texts: bool = False
@@ -58,7 +58,7 @@ class Manifest:
     vectors: tuple[Sidecar, ...] = ()
     """Per shard the file of its text embeddings, a row per caption; none: they stand in the tars."""
     image_vectors: tuple[Sidecar, ...] = ()
-    """Per shard the file of its picture embeddings, a row per sample; usually none."""
+    """Per shard the file of its image embeddings, a row per sample; usually none."""
     index_name: str = INDEX_NAME
     """Another name where embeddings were put in place later: the old index counts until the manifest is replaced."""
     version: int = FORMAT_VERSION

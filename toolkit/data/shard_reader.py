@@ -32,9 +32,9 @@ class DamagedSample(UserError):
 
 
 class Sample(NamedTuple):
-    """One picture as it stands in the shard, with its captions."""
+    """One image as it stands in the shard, with its captions."""
 
-    picture: bytes
+    image: bytes
     """A JPEG, PNG or WebP file, or a .npy of uint8 [R, R, 3]."""
     captions: tuple[str, ...]
     vectors: Tensor
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """A sample without its picture."""
+    """A sample without its image."""
 
     captions: tuple[str, ...]
     vectors: Tensor
@@ -80,7 +80,7 @@ class ShardSet:
         return Sample(*self._read(i, first=0))
 
     def read_texts(self, i: int) -> Texts:
-        """The same without the picture, whose bytes stay where they are."""
+        """The same without the image, whose bytes stay where they are."""
         return Texts(*self._read(i, first=2))
 
     def read_captions(self, i: int) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class ShardSet:
     def _read(self, i: int, first: int) -> tuple:
         shard, *spans = self._place(i)
         try:
-            *picture, text, vector = self._members(shard, spans[first:])
+            *image, text, vector = self._members(shard, spans[first:])
             captions, vectors = self._captions(text.decode("utf-8")), self._vectors(vector)
         except (ValueError, OSError) as error:
             raise DamagedSample(f"{self._shard_path(shard)}: sample {i} is damaged ({error})") from None
@@ -111,7 +111,7 @@ class ShardSet:
             raise DamagedSample(
                 f"{self._shard_path(shard)}: sample {i} has {len(captions)} captions but {len(vectors)} embeddings"
             )
-        return *picture, captions, vectors
+        return *image, captions, vectors
 
     def shard_path(self, i: int) -> Path:
         """The tar that holds sample `i`."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from toolkit.errors import UserError
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "picture.npy")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "image.npy", "picture.npy")
 INDEX_COLUMNS = (
     "shard",
-    "picture_offset",
-    "picture_size",
+    "image_offset",
+    "image_size",
     "text_offset",
     "text_size",
     "vector_offset",
@@ -46,11 +46,11 @@ class _TarReader(io.FileIO):
 
 
 def index_tar(path: Path, shard: int) -> np.ndarray:
-    """`list_tar` where every sample must have picture, caption and embedding: int64 [N, 7]."""
+    """`list_tar` where every sample must have image, caption and embedding: int64 [N, 7]."""
     _, rows = list_tar(path, shard)
     incomplete = int((rows[:, 1:] == 0).any(axis=1).sum())
     if incomplete:
-        raise UserError(f"{path}: {incomplete} of {len(rows)} samples lack a picture, caption or embedding")
+        raise UserError(f"{path}: {incomplete} of {len(rows)} samples lack an image, caption or embedding")
     return rows
 
 
@@ -82,7 +82,7 @@ def list_tar(path: Path, shard: int) -> tuple[list[str], np.ndarray]:
 
 def _rows(path: Path, shard: int, tar: tarfile.TarFile) -> tuple[list[str], list[list[int]]]:
     rows: list[list[int]] = []
-    columns = {"txt": 3, "npy": 5} | dict.fromkeys(PICTURE_SUFFIXES, 1)
+    columns = {"txt": 3, "npy": 5} | dict.fromkeys(IMAGE_SUFFIXES, 1)
     keys, last_key = {}, None  # a dict, for it keeps the order
     for member in tar:
         key, suffix = _split(path, member)

@@ -27,12 +27,12 @@ class OpenClip(NamedTuple):
 
     model: nn.Module
     preprocess: object
-    """PIL picture -> float [3, H, W]; mean and std differ between tags of one architecture."""
+    """PIL image -> float [3, H, W]; mean and std differ between tags of one architecture."""
     tokenizer: object
 
 
 class OpenClipEncoder:
-    """Frozen CLIP: captions, and pictures too, -> unit-length vectors."""
+    """Frozen CLIP: captions, and images too, -> unit-length vectors."""
 
     def __init__(self, name: str, clip: OpenClip, device: str | torch.device = "cpu") -> None:
         self.name = name
@@ -65,10 +65,10 @@ class OpenClipEncoder:
             return torch.cat([self._encode_sorted(self.tokenizer(w), len(captions) > FEW) for w in windows])
 
     @torch.inference_mode()
-    def encode_pictures(self, pictures: Tensor, half: bool = False) -> Tensor:
-        """What `preprocess` makes of N pictures, float [N, 3, S, S] -> float32 [N, E] on the CPU, unit length."""
+    def encode_images(self, images: Tensor, half: bool = False) -> Tensor:
+        """What `preprocess` makes of N images, float [N, 3, S, S] -> float32 [N, E] on the CPU, unit length."""
         with torch.autocast(torch.device(self.device).type, torch.float16, enabled=half):
-            vectors = self.model.encode_image(pictures.to(self.device))
+            vectors = self.model.encode_image(images.to(self.device))
         return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
 
     def _encode_sorted(self, tokens: Tensor, cut: bool) -> Tensor:

@@ -1,6 +1,6 @@
-"""Prompts to vectors for drawing pictures, remembering those of the last times.
+"""Prompts to vectors for drawing images, remembering those of the last times.
 
-A text encoder takes seconds to load and, on a CPU, longer for a prompt than G for its picture. A vector is a function
+A text encoder takes seconds to load and, on a CPU, longer for a prompt than G for its image. A vector is a function
 of encoder and prompt alone, so that a prompt that was drawn before needs no encoder at all.
 """
 

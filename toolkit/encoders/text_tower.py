@@ -63,7 +63,7 @@ class TextTower(nn.Module):
     def sha256(self) -> str:
         """Over name, shape, type and bytes of each parameter of the text half, in the order of their names.
 
-        The picture's half, the logit's scale and CoCa's decoder stay out: no text vector depends on them.
+        The image's half, the logit's scale and CoCa's decoder stay out: no text vector depends on them.
         """
         state = self.model.state_dict()
         own = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}

@@ -33,10 +33,10 @@ class WatchOptions:
     watch_scale: float = 16.0
     """fp16 loss scale below this: a warning. Below 1 training has diverged."""
     watch_diversity: float = 0.05
-    """Pictures of one prompt and different noise differ by less than this share of what real pictures differ by:
+    """Images of one prompt and different noise differ by less than this share of what real images differ by:
     mode collapse."""
     watch_text: float = 0.1
-    """Pictures of one noise and different prompts differ by less than this share: the text is ignored."""
+    """Images of one noise and different prompts differ by less than this share: the text is ignored."""
     watch_after: int = 500
     """Steps before diversity, text and the usual size of losses are judged: before, every run looks collapsed."""
     on_divergence: Literal["rollback", "stop"] = "rollback"
@@ -48,7 +48,7 @@ class WatchOptions:
     rollback_r1: float = 2.0
     """Each rollback multiplies the R1 and R2 penalties by this."""
     rollback_skip: int = 100
-    """Each rollback leaves out the pictures of this many steps."""
+    """Each rollback leaves out the images of this many steps."""
     on_collapse: Literal["warn", "stop"] = "warn"
     """What to do when all samples of a prompt look alike: say so, or end with exit code 3."""
     on_d_winning: Literal["warn", "lower_d_steps"] = "warn"

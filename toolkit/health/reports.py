@@ -73,7 +73,7 @@ class Reports:
             self._judged = self.trainer.step_number
             try:
                 if plots := plot_training(self.folder):
-                    self.trackers.log_picture("plots", plots, self.trainer.step_number)
+                    self.trackers.log_image("plots", plots, self.trainer.step_number)
             except OSError as error:
                 self.say("warning", "not_written", f"plots could not be written ({error.strerror})")
             self.say("note", "verdict", self.monitor.verdict())
@@ -94,16 +94,16 @@ class Reports:
     def samples(self) -> list[float]:
         """Draw the grid of fixed prompts. Returns [diversity, text sensitivity], NaN where unknown.
 
-        A full disk costs a picture, not the run.
+        A full disk costs an image, not the run.
         """
         if not self.main:
             return [math.nan, math.nan]
-        step, pictures = self.trainer.step_number, self.grid.draw(self.trainer.ema)
+        step, images = self.trainer.step_number, self.grid.draw(self.trainer.ema)
         try:
-            self.trackers.log_picture("samples", self.grid.write(pictures, self.folder, step), step)
+            self.trackers.log_image("samples", self.grid.write(images, self.folder, step), step)
         except OSError as error:
             self.say("warning", "not_written", f"samples could not be written ({error.strerror})")
-        return [math.nan if value is None else value for value in probe(*self.grid.arrange(pictures))]
+        return [math.nan if value is None else value for value in probe(*self.grid.arrange(images))]
 
     def write_checkpoint(self) -> None:
         best = self.best.step if self.best else None
@@ -139,17 +139,17 @@ class Reports:
 
     def _note_evaluation(self, report: dict) -> None:
         """In its file, for the trackers, on the console. A full disk costs the file, not the run and not the scores."""
-        step, picture = self.trainer.step_number, None
+        step, image = self.trainer.step_number, None
         try:
-            picture = self.evaluations.add(step, self.trainer.images_seen, report)
+            image = self.evaluations.add(step, self.trainer.images_seen, report)
         except OSError as error:
             self.say("warning", "not_written", f"the evaluation could not be written ({error.strerror})")
         scores = self.evaluations.scores(step)
         told = [f"{name} {value:.4g}" for name, value in scores.items() if not UNCERTAINTY.search(name)]
         self.say("note", "evaluation", f"evaluation: {', '.join(told) or 'no number'}")
         self.trackers.log({"step": step} | {f"eval/{name}": value for name, value in scores.items()})
-        if picture:
-            self.trackers.log_picture("eval/nearest", picture, step)
+        if image:
+            self.trackers.log_image("eval/nearest", image, step)
 
     def unrated(self) -> int:
         """1 if the present step still lacks its score and there is something to take it from, on the main process."""

@@ -18,7 +18,7 @@ from toolkit.training.trainer import Trainer
 
 Evaluate = Callable[[Trainer], dict | None]
 """All processes call it at the same point. The main one gets the report: "scores" (flat: name -> number or None),
-"protocol", "notes", "prompts", "nearest" and maybe "pictures", a PIL image of the nearest pairs; the others get None.
+"protocol", "notes", "prompts", "nearest" and maybe "images", a PIL image of the nearest pairs; the others get None.
 Raises UserError on all alike."""
 
 
@@ -36,9 +36,9 @@ class Scoring(NamedTuple):
 
 
 class SwdScore:
-    """Sliced Wasserstein distance between `score_count` training pictures and pictures drawn for their captions.
+    """Sliced Wasserstein distance between `score_count` training images and images drawn for their captions.
 
-    The same pictures, captions and noise at every checkpoint, so that scores differ by the generator alone.
+    The same images, captions and noise at every checkpoint, so that scores differ by the generator alone.
     Lower is better.
     """
 
@@ -57,6 +57,6 @@ class SwdScore:
         if self._real is None:
             numbers = draws.permutation(len(self.shards), self.config.seed, epoch=-2).tolist()
             pairs = list(itertools.islice(sound_samples(self.shards, numbers), self.count))
-            pictures = torch.stack([picture for _, picture in pairs])
-            self._real = pictures, torch.stack([one.vectors[0] for one, _ in pairs])
+            images = torch.stack([image for _, image in pairs])
+            self._real = images, torch.stack([one.vectors[0] for one, _ in pairs])
         return self._real

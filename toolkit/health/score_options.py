@@ -1,4 +1,4 @@
-"""By which number the best checkpoint is kept, and what is measured of a run's pictures on the way."""
+"""By which number the best checkpoint is kept, and what is measured of a run's images on the way."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ class ScoreOptions:
     """Decides which checkpoint is the best: 'swd' (sliced Wasserstein distance, needs no weights), a score of
     `metrics` (fid, kid, recall, clip_score, ...), or 'none'."""
     score_count: int = 1000
-    """Pictures per score 'swd', real and generated each."""
+    """Images per score 'swd', real and generated each."""
     score_weights: str | None = None
     """Local Inception weights for evaluations (default: a download)."""
     score_layer: Literal[64, 192, 768, 2048] = 2048
@@ -25,7 +25,7 @@ class ScoreOptions:
     metrics: str = "fid,kid"
     """What an evaluation measures, as `python -m evaluation --metrics`: names joined by commas."""
     eval_count: int | None = None
-    """Pictures per evaluation, real and generated each (default: score_count)."""
+    """Images per evaluation, real and generated each (default: score_count)."""
     eval_minutes: float = 10
     """An evaluation that takes longer (or half of timeout) is given up; training goes on."""
     patience: int = 0
@@ -37,7 +37,7 @@ class ScoreOptions:
 
     @property
     def evaluation_count(self) -> int:
-        """Pictures per evaluation."""
+        """Images per evaluation."""
         return self.eval_count or self.score_count
 
     @property

@@ -7,9 +7,9 @@
 | spike          | a step's loss above watch_spike (note); in 3 of 5 lines, or a line's mean;     | grad_clip, lr down|
 |                | relativistic: and above twice G's median loss of 5 lines                       |                   |
 | d_winning      | D's loss below watch_loss_low, or the gap real - fake and G's loss both large  | lr_d down, R1 up  |
-| g_winning      | generated pictures rated above real ones, by the median of 5 lines             | lr_g down, lr_d up|
+| g_winning      | generated images rated above real ones, by the median of 5 lines             | lr_g down, lr_d up|
 | d_blind        | D's loss as if all logits were equal and the gap about 0, by the same median   | lr_d up, R1 down  |
-| d_overfits     | mean sign of D on real pictures above 0.9, by the same median (note)           | adaptive_augment  |
+| d_overfits     | mean sign of D on real images above 0.9, by the same median (note)           | adaptive_augment  |
 | extreme_logits | a mean logit beyond watch_logit                                                | R1 up, lecam      |
 | gradient_jump  | a gradient norm above watch_norm times its median                              | grad_clip, lr down|
 | collapse       | diversity below watch_diversity                                                | lr_g down, R1 up  |
@@ -17,7 +17,7 @@
 | loss_range     | a loss outside its range in SCALES, by the median of 5 lines (note)            | patience          |
 
 Unless marked, a finding is a warning. g_winning, d_blind, d_overfits, collapse, text_ignored and loss_range wait for
-step watch_after: at first D tells nothing apart and all pictures look alike. Of a relativistic GAN only differences of
+step watch_after: at first D tells nothing apart and all images look alike. Of a relativistic GAN only differences of
 logits count: nothing holds their common level.
 """
 
@@ -49,8 +49,8 @@ class Scale(NamedTuple):
 
     blind: float  # D's loss where all logits are equal: 2 max(0, 1), 2 softplus(0), softplus(0)
     d: tuple[float, float]  # D's usual range, up to `blind`
-    g: tuple[float, float]  # G's. Hinge: minus the mean logit of its pictures, which a healthy D keeps from -1.5 to 0
-    gap: float  # real minus generated logit from which D is sure: hinge, twice its margin; else 98 % of each picture
+    g: tuple[float, float]  # G's. Hinge: minus the mean logit of its images, which a healthy D keeps from -1.5 to 0
+    gap: float  # real minus generated logit from which D is sure: hinge, twice its margin; else 98 % of each image
     far: float  # G's loss above which, with such a gap, it is left behind
 
 
@@ -114,8 +114,8 @@ def _loss_scale(now: Reading) -> Finding | None:
 
 def _spike_limit(now: Reading) -> float:
     """watch_spike; of a relativistic GAN twice G's usual loss if that is more. G's loss there is about the gap between
-    the logits, which a D that stays ahead holds at 3 or 4 while the pictures get better (measured: docs/recipe.md, a
-    caption for every picture)."""
+    the logits, which a D that stays ahead holds at 3 or 4 while the images get better (measured: docs/recipe.md, a
+    caption for every image)."""
     usual = [line["loss_g"] for line in now.recent[-WINDOW:] if "loss_g" in line]
     steady = now.loss == "relativistic" and len(usual) == WINDOW
     return max(now.options.watch_spike, 2 * statistics.median(usual)) if steady else now.options.watch_spike
@@ -153,7 +153,7 @@ def _g_winning(now: Reading) -> Finding | None:
     gap = now.gap()
     if gap is not None and gap < -0.25:
         advice = "try a lower --lr_g, a higher --lr_d, or --d_steps 2"
-        return _warning("g_winning", f"G is winning: D rates its pictures {-gap:.3g} above real ones; {advice}")
+        return _warning("g_winning", f"G is winning: D rates its images {-gap:.3g} above real ones; {advice}")
 
 
 def _d_blind(now: Reading) -> Finding | None:
@@ -170,10 +170,8 @@ def _d_overfits(now: Reading) -> Finding | None:
     if now.loss == "relativistic" or sign is None or sign <= 0.9:
         return None
     full = now.line.get("augment_p", 0) > 0.95
-    advice = (
-        "try more pictures, or a higher --r1_penalty" if full else "try --adaptive_augment, or a higher --augment_p"
-    )
-    return Finding("d_overfits", "note", f"D knows the real pictures by heart: mean sign {sign:.2f}; {advice}")
+    advice = "try more images, or a higher --r1_penalty" if full else "try --adaptive_augment, or a higher --augment_p"
+    return Finding("d_overfits", "note", f"D knows the real images by heart: mean sign {sign:.2f}; {advice}")
 
 
 def _extreme_logits(now: Reading) -> Finding | None:
@@ -200,7 +198,7 @@ def _collapse(now: Reading) -> Finding | None:
         return None
     advice = "go back to an earlier checkpoint, or try a lower --lr_g, a higher --r1_penalty, a larger --batch"
     still = now.line.get("text_sensitivity", 0) >= options.watch_text
-    what = "pictures of one prompt look alike, whatever the noise" + (" (prompts still differ)" if still else "")
+    what = "images of one prompt look alike, whatever the noise" + (" (prompts still differ)" if still else "")
     text = f"{what}: {value:.0%} of what real ones differ by; {advice}"
     return Finding("collapse", "action", text, "stop") if options.on_collapse == "stop" else _warning("collapse", text)
 
@@ -208,7 +206,7 @@ def _collapse(now: Reading) -> Finding | None:
 def _text_ignored(now: Reading) -> Finding | None:
     value = now.line["text_sensitivity"]
     if now.settled and value < now.options.watch_text:
-        what = f"the text changes the pictures by only {value:.0%} of what real ones differ by"
+        what = f"the text changes the images by only {value:.0%} of what real ones differ by"
         advice = "try a higher --mismatch_weight, and check the captions with python -m shards.inspect"
         return _warning("text_ignored", f"G ignores the text: {what}; {advice}")
 

@@ -1,4 +1,4 @@
-"""G for drawing pictures only: the same function in fewer operations."""
+"""G for drawing images only: the same function in fewer operations."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to pictures: load the averaged generator, draw with seeds."""
+"""From a checkpoint to images: load the averaged generator, draw with seeds."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class TrainedGenerator:
     def sample(self, text: Tensor, seeds: list[int], batch: int = 32, truncation: float = 1.0) -> Tensor:
         """text [N, cond_dim] unit length, N seeds -> uint8 [N, 3, R, R] on the CPU.
 
-        Picture i depends on row i only, but for rounding: another `batch` may move single pixels by one level.
+        Image i depends on row i only, but for rounding: another `batch` may move single pixels by one level.
         `truncation`: see `truncated`.
         """
         self._folded = self._folded or FoldedGenerator(self.network)
@@ -49,7 +49,7 @@ class TrainedGenerator:
 
 
 def truncated(z: Tensor, psi: float) -> Tensor:
-    """Noise [N, z_dim] -> psi z: each picture is drawn nearer to the middle of its prompt (psi < 1), or farther off.
+    """Noise [N, z_dim] -> psi z: each image is drawn nearer to the middle of its prompt (psi < 1), or farther off.
 
     G's first layer reads z linearly beside the text, and the mean of z is 0. So what it makes of psi z is exactly
     w' = mean + psi (w - mean) with w = w(z, text) and mean = E_z w = w(0, text): the truncation of Karras et al. 2019

@@ -20,7 +20,7 @@ STOP_FILE_EXIT = 75
 
 
 class _Interrupted(BaseException):
-    """A signal arrived while waiting for data. No Exception: decoding takes those for a damaged picture."""
+    """A signal arrived while waiting for data. No Exception: decoding takes those for a damaged image."""
 
 
 class StopRequest:

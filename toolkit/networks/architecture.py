@@ -22,7 +22,7 @@ class ModelConfig:
     """What rebuilds the networks; travels in the metadata of `generator.safetensors`."""
 
     resolution: int = 128
-    """Width and height of the pictures, in pixels: a power of two from 16 to 256, equal to that of the shards."""
+    """Width and height of the images, in pixels: a power of two from 16 to 256, equal to that of the shards."""
     base_ch: int = 32
     """Channels at full resolution; doubled with each halving of the resolution, up to 16 times."""
     z_dim: int = 128
@@ -30,11 +30,11 @@ class ModelConfig:
     cond_dim: int = 768
     """Width of the text embeddings: 768 for CLIP ViT-L-14 and for the hashing encoder."""
     d_scales: int = 1
-    """At how many resolutions D looks at a picture: full size, half, quarter, ...; 0: by frozen_backbone alone."""
+    """At how many resolutions D looks at an image: full size, half, quarter, ...; 0: by frozen_backbone alone."""
     g_norm: Literal["batch", "group", "instance", "rms", "pixel"] = "batch"
-    """G's conditional norm. 'batch' depends on the other pictures of the local batch; the others do not: results are
-    equal for any number of processes. 'group' and 'instance' normalise groups of channels or each channel of a picture,
-    'rms' divides a picture's features by their root mean square, 'pixel' those of each position by theirs."""
+    """G's conditional norm. 'batch' depends on the other images of the local batch; the others do not: results are
+    equal for any number of processes. 'group' and 'instance' normalise groups of channels or each channel of an image,
+    'rms' divides an image's features by their root mean square, 'pixel' those of each position by theirs."""
     g_modulation: Literal["text", "text+noise"] = "text+noise"
     """What scales and shifts G's norms: the text alone, or the text and the noise vector z."""
     g_text_blocks: bool = False
@@ -45,21 +45,21 @@ class ModelConfig:
     skip_excitation: bool = False
     """Whether G's maps of 4 and 8 pixels gate the channels of those at half and at full resolution."""
     minibatch_std: bool = True
-    """Whether D sees how much up to 4 consecutive pictures differ, which a G that draws always the same gives away.
+    """Whether D sees how much up to 4 consecutive images differ, which a G that draws always the same gives away.
     Results then depend on the micro-batches, unless these are multiples of 4."""
     residual_scale: float = 1.0
     """What G's residual branches are multiplied by, above 0 and at most 1: below 1 the skips weigh more."""
     d_projections: int = 1
     """At how many of the last feature depths of each of D's resolutions, at most all, the text is compared with the
-    picture."""
+    image."""
     d_base_ch: int = 0
     """base_ch of D; 0 = that of G."""
     frozen_backbone: str = ""
     """A pretrained network whose frozen features D judges by too: 'timm/NAME' (timm/vit_small_patch14_dinov2.lvd142m)
     or 'open_clip/MODEL/TAG'. It cannot be the network of a score."""
     frozen_size: int = 0
-    """Pixels at which a timm backbone sees the pictures, at least 32; 0 = its own size, at most 224. The time falls
-    with the square: small pictures gain little from being enlarged sevenfold."""
+    """Pixels at which a timm backbone sees the images, at least 32; 0 = its own size, at most 224. The time falls
+    with the square: small images gain little from being enlarged sevenfold."""
 
     def __post_init__(self) -> None:
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0

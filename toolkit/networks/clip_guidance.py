@@ -1,4 +1,4 @@
-"""CLIP guidance, an option of G's loss: the picture's CLIP vector is to lie near its caption's.
+"""CLIP guidance, an option of G's loss: the image's CLIP vector is to lie near its caption's.
 
 Squared spherical distance of the two (Sauer et al. 2023, StyleGAN-T, arXiv 2301.09515, sect. 4.3; the form is Crowson's
 et al. 2022, arXiv 2204.08583).
@@ -14,7 +14,7 @@ from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.open_clip_encoder import OpenClipEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity, load_encoder_of
 from toolkit.errors import UserError
-from toolkit.networks.frozen_features import PictureInput, open_clip_tower
+from toolkit.networks.frozen_features import ImageInput, open_clip_tower
 
 
 def clip_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -29,9 +29,9 @@ def clip_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class ClipGuidance(nn.Module):
-    """Squared angle between pictures and the vectors of their captions, by a frozen picture tower."""
+    """Squared angle between images and the vectors of their captions, by a frozen image tower."""
 
-    def __init__(self, visual: nn.Module, prepare: PictureInput) -> None:
+    def __init__(self, visual: nn.Module, prepare: ImageInput) -> None:
         super().__init__()
         self.visual, self.prepare = visual, prepare
         self.eval().requires_grad_(False)
@@ -42,13 +42,13 @@ class ClipGuidance(nn.Module):
 
 
 def load_clip_guidance(identity: EncoderIdentity, weights: Path | None = None) -> ClipGuidance:
-    """The picture tower of the CLIP that embedded the captions. `weights`: a local copy; None: open_clip's download.
+    """The image tower of the CLIP that embedded the captions. `weights`: a local copy; None: open_clip's download.
 
     Raises UserError if `identity` is no CLIP's, if nothing can be loaded, and if what is loaded gives other vectors.
     """
     if identity.name == HashingEncoder.name:
         raise UserError(
-            "clip_guidance compares pictures with captions in CLIP's space, and those of these shards were embedded by "
+            "clip_guidance compares images with captions in CLIP's space, and those of these shards were embedded by "
             "'hashing'; embed them with CLIP (python -m shards.embed --data SHARDS), or pass "
             "--clip_guidance 0"
         )
@@ -59,4 +59,4 @@ def load_clip_guidance(identity: EncoderIdentity, weights: Path | None = None) -
         raise UserError(f"clip_guidance: {message.replace('encoder weights', 'CLIP weights')}") from None
     assert isinstance(encoder, OpenClipEncoder)
     tower = open_clip_tower(encoder.model)
-    return ClipGuidance(tower.network, PictureInput(*tower[1:]))
+    return ClipGuidance(tower.network, ImageInput(*tower[1:]))

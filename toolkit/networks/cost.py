@@ -1,4 +1,4 @@
-"""What the networks cost: weights, and multiplications of one picture."""
+"""What the networks cost: weights, and multiplications of one image."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class Cost(NamedTuple):
     parameters: int
     """That are trained: a frozen backbone has none."""
     multiply_adds: int
-    """In one forward pass over one picture."""
+    """In one forward pass over one image."""
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def count_operations(network: nn.Module, *inputs: Any) -> int:
 
 
 def costs(config: ModelConfig) -> dict[str, Cost]:
-    """Of "G" and "D", one picture drawn and judged. Computes and allocates nothing."""
+    """Of "G" and "D", one image drawn and judged. Computes and allocates nothing."""
     with torch.device("meta"):
         z, text = torch.zeros(1, config.z_dim), torch.zeros(1, config.cond_dim)
         images = torch.zeros(1, 3, config.resolution, config.resolution)
@@ -43,6 +43,6 @@ def describe_networks(config: ModelConfig) -> list[str]:
     """A line for each network."""
     names = {"G": "Generator", "D": "Discriminator"}
     return [
-        f"{names[name]}: {cost.parameters:,} parameters, {cost.multiply_adds / 1e9:,.3f} GMACs a picture"
+        f"{names[name]}: {cost.parameters:,} parameters, {cost.multiply_adds / 1e9:,.3f} GMACs an image"
         for name, cost in costs(config).items()
     ]

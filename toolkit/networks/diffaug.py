@@ -1,4 +1,4 @@
-"""DiffAugment (Zhao et al. 2020, arXiv 2006.10738): differentiable augmentation of real and generated pictures.
+"""DiffAugment (Zhao et al. 2020, arXiv 2006.10738): differentiable augmentation of real and generated images.
 
 Each function takes images [N, 3, H, W] in [-1, 1] and its uniform numbers u [N, k] in [0, 1): the numbers come from
 `toolkit.draws`, so that they do not depend on the process. All are differentiable twice with respect to the images.
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TRANSLATION, CUTOUT = 1 / 8, 1 / 2
-"""Largest shift, and side of the cut-out square, as shares of the picture's side (the paper's values)."""
+"""Largest shift, and side of the cut-out square, as shares of the image's side (the paper's values)."""
 
 
 class Numbers(NamedTuple):
-    """What decides one augmentation of N pictures."""
+    """What decides one augmentation of N images."""
 
     u: Tensor
     """[N, parameter_count(names)] in [0, 1)."""
     applied: Tensor | None
-    """bool [N, len(names)]: which pictures each transform changes; None: all."""
+    """bool [N, len(names)]: which images each transform changes; None: all."""
 
     @classmethod
     def read(cls, columns: Tensor, names: tuple[str, ...]) -> "Numbers":
@@ -30,14 +30,14 @@ class Numbers(NamedTuple):
 
 
 def parameter_count(names: tuple[str, ...]) -> int:
-    """How many uniform numbers a picture needs under this policy."""
+    """How many uniform numbers an image needs under this policy."""
     return sum(_WIDTH[name] for name in names)
 
 
 def augment(images: Tensor, names: tuple[str, ...], u: Tensor, applied: Tensor | None = None) -> Tensor:
     """Apply the named transforms in the order given; u [N, parameter_count(names)] in [0, 1).
 
-    `applied` bool [N, len(names)] says which pictures each transform changes; by default all.
+    `applied` bool [N, len(names)] says which images each transform changes; by default all.
     """
     for k, (name, columns) in enumerate(zip(names, u.split([_WIDTH[name] for name in names], dim=1), strict=True)):
         changed = _TRANSFORM[name](images, columns)

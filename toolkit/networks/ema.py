@@ -9,10 +9,10 @@ from torch import nn
 class EMA:
     """shadow <- d * shadow + (1 - d) * G after each real G step; buffers (batch-norm statistics) likewise.
 
-    d = `decay`, or 0.5^(batch / half-life) with `half_life` in pictures that G has drawn; with `ramp` at most
+    d = `decay`, or 0.5^(batch / half-life) with `half_life` in images that G has drawn; with `ramp` at most
     (1 + n) / (10 + n) at the n-th update. Before `start` updates the shadow is a copy of G.
 
-    With `rampup` the half-life is at most `rampup` times the pictures drawn, those before `start` included: d is at
+    With `rampup` the half-life is at most `rampup` times the images drawn, those before `start` included: d is at
     most 0.5^(1 / (rampup n)) at the n-th update, whatever the batch, and 0 at the first (Karras et al. 2020, arXiv
     2006.06676, their code's ema_rampup, 0.05).
     """

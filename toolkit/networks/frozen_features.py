@@ -34,7 +34,7 @@ POOLED = 8.0
 
 
 class Tower(NamedTuple):
-    """A picture network by its library, and what it expects of pictures."""
+    """An image network by its library, and what it expects of images."""
 
     network: nn.Module
     """timm's or open_clip's, with `forward_intermediates`."""
@@ -45,7 +45,7 @@ class Tower(NamedTuple):
     """Of RGB in [0, 1]."""
 
 
-class PictureInput(nn.Module):
+class ImageInput(nn.Module):
     """[-1, 1] -> what a pretrained network expects: its size, antialiased bilinear, and its mean and deviation."""
 
     def __init__(self, side: int, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
@@ -70,7 +70,7 @@ class FrozenBackbone(nn.Module):
         self.sha256 = sha256
         """Of the weights as the library loads them; '' without weights."""
         self.network = tower.network
-        self.input = PictureInput(*tower[1:])
+        self.input = ImageInput(*tower[1:])
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -132,7 +132,7 @@ class FrozenDiscriminator(nn.Module):
 def load_backbone(name: str, weights: Path | None = None, size: int = 0) -> FrozenBackbone:
     """`name`: 'timm/NAME', 'timm/NAME.TAG' or 'open_clip/MODEL/TAG'. `weights`: a local copy of that library's file,
     .safetensors, or .pth of nothing but tensors; None: the library's download. `size`: pixels a timm network sees
-    pictures at; 0: its own.
+    images at; 0: its own.
 
     Raises UserError for unknown names and when nothing can be loaded. On the CPU.
     """
@@ -154,9 +154,7 @@ def weightless_backbone(name: str, size: int = 0) -> FrozenBackbone:
         except (AttributeError, NotImplementedError) as error:
             raise UserError(f"{name} gives no features of its blocks ({error}); choose another backbone") from None
         except (AssertionError, ValueError, RuntimeError) as error:  # patches or windows that do not fit
-            raise UserError(
-                f"{name} takes no pictures of {tower.side} pixels ({error}); change --frozen_size"
-            ) from None
+            raise UserError(f"{name} takes no images of {tower.side} pixels ({error}); change --frozen_size") from None
         indices = spread(len(found))
         return FrozenBackbone(name, tower, indices, [found[index].shape[1] for index in indices])
 
@@ -259,7 +257,7 @@ def _load_open_clip(model: str, weights: Path | None) -> tuple[str, Tower]:
 
 
 def open_clip_tower(clip: nn.Module) -> Tower:
-    """The picture's half; mean and deviation belong to the tag, not to the architecture."""
+    """The image's half; mean and deviation belong to the tag, not to the architecture."""
     from open_clip import get_model_preprocess_cfg
 
     config = get_model_preprocess_cfg(clip)

@@ -13,7 +13,7 @@ RELU_GAIN = math.sqrt(2)
 TEXT_WIDTH = 256
 """Width of the text features inside G and D, whatever the width of the embedding."""
 STD_GROUP, STD_EPSILON = 4, 1e-8
-"""Most pictures whose deviation is taken together, and what is added to their variance (Karras et al. 2018)."""
+"""Most images whose deviation is taken together, and what is added to their variance (Karras et al. 2018)."""
 
 
 def channels_at(size: int, resolution: int, base_ch: int) -> int:
@@ -92,11 +92,11 @@ class DownBlock(nn.Module):
 
 
 def with_minibatch_std(x: Tensor, counts: list[int]) -> Tensor:
-    """x [N, C, H, W] -> [N, C + 1, H, W]: one more channel that says how far pictures of a group differ.
+    """x [N, C, H, W] -> [N, C + 1, H, W]: one more channel that says how far images of a group differ.
 
     The standard deviation of each feature and position over the group, averaged over all of them (Karras et al. 2018,
-    arXiv 1710.10196, sect. 3). Groups are up to 4 consecutive pictures, of nearly equal size where N is no multiple.
-    None reaches over a border between the `counts` pictures of one look and the next, as of real and generated ones.
+    arXiv 1710.10196, sect. 3). Groups are up to 4 consecutive images, of nearly equal size where N is no multiple.
+    None reaches over a border between the `counts` images of one look and the next, as of real and generated ones.
     """
     found = torch.cat([_deviations(part) for part in x.split(counts)])
     return torch.cat([x, found.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
@@ -113,5 +113,5 @@ def _deviations(x: Tensor) -> Tensor:
 
 def _deviation(x: Tensor, members: int) -> Tensor:
     each = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, members))
-    std = (each.var(dim=1, correction=0) + STD_EPSILON).sqrt().flatten(1).mean(dim=1)  # R1: finite where pictures agree
+    std = (each.var(dim=1, correction=0) + STD_EPSILON).sqrt().flatten(1).mean(dim=1)  # R1: finite where images agree
     return std[:, None].expand(-1, members).flatten()

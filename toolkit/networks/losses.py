@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, loss: str) -> Tensor:
-    """D on real pictures and generated ones, logits [N, S] each -> [N].
+    """D on real images and generated ones, logits [N, S] each -> [N].
 
     hinge: max(0, 1 - D(x)) + max(0, 1 + D(G(z)))                           Lim & Ye 2017, arXiv 1705.02894
     nonsaturating: softplus(-D(x)) + softplus(D(G(z)))                      Goodfellow et al. 2014, arXiv 1406.2661
@@ -21,7 +21,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, loss: str) -> Tensor:
 
 
 def generator_loss(fake: Tensor, real: Tensor | None, loss: str) -> Tensor:
-    """G on its own pictures, logits [N, S] -> [N]; `real` for the relativistic loss only.
+    """G on its own images, logits [N, S] -> [N]; `real` for the relativistic loss only.
 
     hinge: -D(G(z)); nonsaturating: softplus(-D(G(z))); relativistic: softplus(-(D(G(z)) - D(x))).
     """
@@ -31,11 +31,11 @@ def generator_loss(fake: Tensor, real: Tensor | None, loss: str) -> Tensor:
 
 
 def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:
-    """The same real picture must fit its own caption better than another one, [N, S] each -> [N].
+    """The same real image must fit its own caption better than another one, [N, S] each -> [N].
 
     Hinge: max(0, 1 - (D(x, c) - D(x, c'))); the others: softplus(-(D(x, c) - D(x, c'))). The matching-aware
     discriminator (Reed et al. 2016, arXiv 1605.05396) counts (x, c') among the fakes; with the hinge that pulls real
-    pictures to one of its flat ends, where D stops telling real from fake.
+    images to one of its flat ends, where D stops telling real from fake.
     The difference leaves the level of the logits to real and fake.
     """
     margin = matched - mismatched
@@ -43,7 +43,7 @@ def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """1/2 |d logit / d image|^2 [N]: R1 on real pictures, R2 on generated ones; times its weight by the caller.
+    """1/2 |d logit / d image|^2 [N]: R1 on real images, R2 on generated ones; times its weight by the caller.
 
     Mescheder et al. 2018, arXiv 1801.04406, eq. 9 and 10. logits [N, S] (their mean over the scales is D's output),
     images [N, 3, H, W] with requires_grad, both fp32.
@@ -55,7 +55,7 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 def lecam_penalty(real: Tensor, fake: Tensor, anchors: tuple[float, float]) -> Tensor:
     """(D(x) - a_fake)^2 + (D(G(z)) - a_real)^2, logits [N, S] -> [N] (Tseng et al. 2021, arXiv 2104.03310).
 
-    `anchors` (a_real, a_fake) are running means of D's logits on real and on generated pictures.
+    `anchors` (a_real, a_fake) are running means of D's logits on real and on generated images.
     """
     of_real, of_fake = anchors
     return ((real - of_fake).square() + (fake - of_real).square()).mean(dim=1)

@@ -17,7 +17,7 @@ from toolkit.networks.spectral_norm import FIRST_ITERATIONS, SpectralNorms
 
 
 class Generator(nn.Module):
-    """ResNet G: (z, text) -> picture, 4x4 -> ... -> resolution, the text modulating every norm."""
+    """ResNet G: (z, text) -> image, 4x4 -> ... -> resolution, the text modulating every norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -68,16 +68,16 @@ class Generator(nn.Module):
 
 
 class Look(NamedTuple):
-    """Pictures that D is asked about."""
+    """Images that D is asked about."""
 
     images: Tensor
     """[N, 3, R, R] in [-1, 1]."""
     text: Tensor
     """[N, cond_dim], unit length."""
     mismatched: Tensor | None = None
-    """[N, cond_dim], unit length: other captions for the same pictures."""
+    """[N, cond_dim], unit length: other captions for the same images."""
     penalised: bool = False
-    """Whether D will be differentiated by these pictures: in fp32, for R1 in half precision overflows."""
+    """Whether D will be differentiated by these images: in fp32, for R1 in half precision overflows."""
     features: bool = False
     """Whether the blocks' feature maps are wanted."""
 
@@ -88,13 +88,13 @@ class Verdict(NamedTuple):
     logits: Tensor
     """[N, columns]: real and fitting its caption (high) or not (low)."""
     mismatched: Tensor | None
-    """[N, columns] for the same pictures with the mismatched captions, if given."""
+    """[N, columns] for the same images with the mismatched captions, if given."""
     features: tuple[Tensor, ...]
     """Feature maps of every block and scale if asked for, else (). Accelerate copies half-precision outputs to fp32."""
 
 
 class Discriminator(nn.Module):
-    """D at `d_scales` resolutions, each an independent ResNet on the average-pooled picture; with `frozen_backbone`
+    """D at `d_scales` resolutions, each an independent ResNet on the average-pooled image; with `frozen_backbone`
     beside them (with `d_scales` 0 instead of them) heads on the features of a pretrained network.
 
     Its spectral norms move once per training step, when `iterate` is called after D's weights have changed, never by
@@ -127,8 +127,8 @@ class Discriminator(nn.Module):
         return tuple(self._judge(look) for look in looks)
 
     def _judge(self, look: Look, counts: list[int] | None = None) -> Verdict:
-        """`counts`: how many pictures of each look, where several are judged as one."""
-        # The picture's features serve both captions: the second costs next to nothing.
+        """`counts`: how many images of each look, where several are judged as one."""
+        # The image's features serve both captions: the second costs next to nothing.
         texts = torch.stack([look.text] if look.mismatched is None else [look.text, look.mismatched])
         if not look.penalised:
             logits, features = self._by_scales(look, texts, counts)

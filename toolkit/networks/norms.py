@@ -20,7 +20,7 @@ class BatchNorm(nn.BatchNorm2d):
 class RootMeanSquareNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + 1e-8), the mean over `dimensions` of [N, C, H, W].
 
-    Over (1, 2, 3) RMSNorm of a whole picture (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4), over (1,) pixel norm
+    Over (1, 2, 3) RMSNorm of a whole image (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4), over (1,) pixel norm
     (Karras et al. 2018, arXiv 1710.10196, sect. 4.2). Squares are summed in fp32: fp16 ends at 65,504.
     """
 

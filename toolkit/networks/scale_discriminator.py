@@ -49,7 +49,7 @@ class ScaleDiscriminator(nn.Module):
 
     def forward(self, images: Tensor, counts: list[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """images [N, 3, S, S] -> pooled features [N, C_k] that the text is projected on, the last block's first, and
-        the blocks' feature maps. `counts`: how many pictures belong together; by default all."""
+        the blocks' feature maps. `counts`: how many images belong together; by default all."""
         x, maps = images, []
         for i, block in enumerate(self.blocks):
             if self.minibatch_std and i == len(self.blocks) - 1:
@@ -60,7 +60,7 @@ class ScaleDiscriminator(nn.Module):
         return [_pooled(maps[-1 - k]) for k in range(1 + len(self.projections))], maps
 
     def logits(self, pooled: list[Tensor], texts: Tensor) -> Tensor:
-        """pooled [N, C_k] each, texts [K, N, cond_dim] -> [K, N]: the same pictures judged with K captions each.
+        """pooled [N, C_k] each, texts [K, N, cond_dim] -> [K, N]: the same images judged with K captions each.
 
         All captions in one call: a second one would be judged with other weights, one power iteration on.
         """

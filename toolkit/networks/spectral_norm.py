@@ -132,7 +132,7 @@ class _Normalised(torch.autograd.Function):
         return tuple(normalised)
 
     @staticmethod
-    @once_differentiable  # R1 differentiates D twice by its pictures, but W / sigma by W only once
+    @once_differentiable  # R1 differentiates D twice by its images, but W / sigma by W only once
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         lefts, rights, sigmas = zip(*ctx.vectors, strict=True)
         shares = [product.sum() for product in torch._foreach_mul(gradients, ctx.saved_tensors)]

@@ -1,4 +1,4 @@
-"""A picture to show around: a row per prompt, a column per seed, the prompt beside its row."""
+"""An image to show around: a row per prompt, a column per seed, the prompt beside its row."""
 
 from pathlib import Path
 
@@ -10,18 +10,18 @@ from toolkit.data.images import to_pil
 SMALLEST_SIDE, MAX_ROWS, GAP, TEXT_WIDTH = 96, 64, 8, 300
 
 
-def draw_captioned_grid(pictures: Tensor, prompts: list[str]) -> Image.Image:
-    """uint8 [P * S, 3, R, R], S pictures per prompt -> RGB; small pictures are enlarged (bicubic), long texts cut."""
-    columns = len(pictures) // len(prompts)
+def draw_captioned_grid(images: Tensor, prompts: list[str]) -> Image.Image:
+    """uint8 [P * S, 3, R, R], S images per prompt -> RGB; small images are enlarged (bicubic), long texts cut."""
+    columns = len(images) // len(prompts)
     rows = min(len(prompts), MAX_ROWS)
-    side = max(pictures.shape[-1], SMALLEST_SIDE)
+    side = max(images.shape[-1], SMALLEST_SIDE)
     cell = side + GAP
     grid = Image.new("RGB", (columns * cell + GAP + TEXT_WIDTH, rows * cell + GAP), "white")
     pen, font = ImageDraw.Draw(grid), _font(15)
     for row in range(rows):
         for column in range(columns):
-            picture = to_pil(pictures[row * columns + column])
-            enlarged = picture.resize((side, side), Image.Resampling.BICUBIC)
+            image = to_pil(images[row * columns + column])
+            enlarged = image.resize((side, side), Image.Resampling.BICUBIC)
             grid.paste(enlarged, (GAP + column * cell, GAP + row * cell))
         lines = _wrap(prompts[row], font, TEXT_WIDTH - 2 * GAP)[: side // 20]
         left, middle = columns * cell + 2 * GAP, GAP + row * cell + side / 2

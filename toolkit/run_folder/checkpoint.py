@@ -46,7 +46,7 @@ class GeneratorFile(NamedTuple):
     identity: EncoderIdentity
     step: int
     guided: bool = False
-    """Whether the CLIP of `identity` was in G's loss: no judge of its pictures."""
+    """Whether the CLIP of `identity` was in G's loss: no judge of its images."""
     average: str = MAIN_AVERAGE
     """Or 'ema_5kimg', a profile."""
 

@@ -1,4 +1,4 @@
-"""RUN/evaluations/step_0001000.json: what each evaluation during training found, and the pictures beside it."""
+"""RUN/evaluations/step_0001000.json: what each evaluation during training found, and the images beside it."""
 
 import contextlib
 import functools
@@ -55,23 +55,23 @@ class Evaluations:
         self._scores[step] = {}
 
     def add(self, step: int, images_seen: int, report: dict) -> Path | None:
-        """Write down the report of evaluation.during_training. Returns the path of its pictures, if it has any.
+        """Write down the report of evaluation.during_training. Returns the path of its images, if it has any.
 
         Raises OSError where the disk is full; the scores are known all the same.
         """
         self._scores[step] = _finite(report["scores"])
         name = f"step_{step:07d}"
         content = {"step": step, "images_seen": images_seen} | report
-        picture, pictures = None, content.pop("pictures", None)
+        image, images = None, content.pop("images", None)
         self.folder.mkdir(exist_ok=True)
-        if pictures is not None:
-            picture, png = self.folder / f"{name}_nearest.png", io.BytesIO()
-            pictures.save(png, format="png")
-            write_whole(picture, png.getvalue())
-            content["nearest_picture"] = picture.name
+        if images is not None:
+            image, png = self.folder / f"{name}_nearest.png", io.BytesIO()
+            images.save(png, format="png")
+            write_whole(image, png.getvalue())
+            content["nearest_image"] = image.name
         text = json.dumps(_null_where_not_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(self.folder / f"{name}.json", (text + "\n").encode())
-        return picture
+        return image
 
 
 def read_evaluations(run: Path) -> list[Evaluated]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from toolkit.run_folder.best import BEST
 from toolkit.run_folder.evaluations import UNCERTAINTY, Evaluated
 
-PICTURES = "thousand pictures seen"
+IMAGES = "thousand images seen"
 
 
 class Panel(NamedTuple):
@@ -31,7 +31,7 @@ BEFORE_SCORES = (
     Panel("D's mean logits", ("logit_real", "logit_fake", "logit_mismatched")),
     Panel("R1, R2 penalty (before their weights)", ("r1", "r2"), base=10),
     Panel("gradient norms", ("grad_norm_d", "grad_norm_g"), base=10),
-    Panel("diversity, text sensitivity (share of real pictures')", ("diversity", "text_sensitivity"), points=True),
+    Panel("diversity, text sensitivity (share of real images')", ("diversity", "text_sensitivity"), points=True),
 )
 AFTER_SCORES = (
     Panel("probability of augmentation", ("augment_p",), if_varies=True),
@@ -40,7 +40,7 @@ AFTER_SCORES = (
     Panel("fp16 loss scale", ("loss_scale",), base=2),
     Panel("share of steps skipped for overflow", ("skipped",), if_varies=True),
     Panel("learning rates", ("lr_d", "lr_g")),
-    Panel("pictures per second", ("images_per_second",)),
+    Panel("images per second", ("images_per_second",)),
 )
 EVALUATIONS = {
     "Fréchet distances (lower is better)": r"fid|_fd$",
@@ -50,9 +50,9 @@ EVALUATIONS = {
     "rank of the own caption (lower is better)": r"^median_rank",
     "quality, variety, authenticity (higher is better)": r"precision|recall|density|coverage|authenticity",
     "CLIP score (higher is better)": r"^clip_score(_shuffled)?$",
-    "diversity of a prompt's pictures": r"^diversity",
-    "effective number of pictures (Vendi)": r"^vendi",
-    "distance to the nearest training picture": r"^nearest_distance",
+    "diversity of a prompt's images": r"^diversity",
+    "effective number of images (Vendi)": r"^vendi",
+    "distance to the nearest training image": r"^nearest_distance",
 }
 """Of the scores of evaluations, by title: what the names have in them. The first that fits a name has it."""
 
@@ -69,10 +69,10 @@ def score_panel(run: Path) -> tuple[Panel, list[dict]]:
 
 
 def evaluation_panels(evaluated: list[Evaluated]) -> list[Panel]:
-    """Panels for the scores there are, each against the pictures seen; how sure a score is has no curve."""
+    """Panels for the scores there are, each against the images seen; how sure a score is has no curve."""
     groups: dict[str, list[str]] = {title: [] for title in EVALUATIONS}
     for name in dict.fromkeys(name for one in evaluated for name in one.scores if not UNCERTAINTY.search(name)):
         title = next((title for title, part in EVALUATIONS.items() if re.search(part, name)), None)
         if title is not None:
             groups[title].append(name)
-    return [Panel(title, tuple(names), points=True, along=PICTURES) for title, names in groups.items() if names]
+    return [Panel(title, tuple(names), points=True, along=IMAGES) for title, names in groups.items() if names]

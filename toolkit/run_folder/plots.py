@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from toolkit.run_folder.evaluations import read_evaluations
-from toolkit.run_folder.panels import AFTER_SCORES, BEFORE_SCORES, PICTURES, Panel, evaluation_panels, score_panel
+from toolkit.run_folder.panels import AFTER_SCORES, BEFORE_SCORES, IMAGES, Panel, evaluation_panels, score_panel
 from toolkit.run_folder.records import read_events, read_log
 
 COLOURS = {"action": "tab:red", "warning": "tab:orange"}
@@ -21,8 +21,8 @@ def plot_training(run: Path) -> Path | None:
     """
     lines, (scored, scores), evaluated = read_log(run), score_panel(run), read_evaluations(run)
     kept, abandoned = split_attempts(lines)
-    points = [{PICTURES: one.images_seen / 1000} | one.scores for one in evaluated]
-    data = {"step": lines + scores, PICTURES: points}
+    points = [{IMAGES: one.images_seen / 1000} | one.scores for one in evaluated]
+    data = {"step": lines + scores, IMAGES: points}
     panels = [*BEFORE_SCORES, scored, *evaluation_panels(evaluated), *AFTER_SCORES]
     panels = [panel for panel in panels if lines and has_data(panel, data[panel.along])]
     if not panels:
@@ -144,7 +144,7 @@ def has_data(panel: Panel, lines: list[dict]) -> bool:
 
 
 def _cut(values: list[float], limits: tuple[float, float] | None) -> list[float]:
-    """Peaks moved to just beyond the view: the renderer fails on coordinates many times the size of the picture."""
+    """Peaks moved to just beyond the view: the renderer fails on coordinates many times the size of the image."""
     if limits is None:
         return values
     low, high = limits

@@ -1,4 +1,4 @@
-"""How much the sample pictures differ: over noise vectors for one prompt, and over prompts for one noise vector."""
+"""How much the sample images differ: over noise vectors for one prompt, and over prompts for one noise vector."""
 
 from typing import NamedTuple
 
@@ -7,43 +7,43 @@ from torch import Tensor
 
 
 class Probe(NamedTuple):
-    """Mean distances of generated pictures, in units of the mean distance of real pictures of different prompts.
+    """Mean distances of generated images, in units of the mean distance of real images of different prompts.
 
-    0: all alike; 1: as different as real pictures of different prompts. None where the pictures cannot tell.
+    0: all alike; 1: as different as real images of different prompts. None where the images cannot tell.
     """
 
     diversity: float | None
-    """Over pairs of noise vectors, prompt by prompt. Below 1 as a rule: pictures of one prompt share its content."""
+    """Over pairs of noise vectors, prompt by prompt. Below 1 as a rule: images of one prompt share its content."""
     text_sensitivity: float | None
     """Over pairs of prompts, noise vector by noise vector."""
 
 
-def probe(pictures: Tensor, reals: Tensor) -> Probe:
-    """pictures uint8 [P, Z, 3, R, R]: P prompts times the same Z noise vectors; reals uint8 [P, 3, R, R], one a prompt.
+def probe(images: Tensor, reals: Tensor) -> Probe:
+    """images uint8 [P, Z, 3, R, R]: P prompts times the same Z noise vectors; reals uint8 [P, 3, R, R], one a prompt.
 
-    With P = 1, or real pictures that are all alike, there is no unit: both are None; with Z = 1 diversity is None.
+    With P = 1, or real images that are all alike, there is no unit: both are None; with Z = 1 diversity is None.
     Mean pairwise distances of samples measure diversity in Odena et al. 2017 (arXiv 1610.09585, sec. 4.2, by MS-SSIM)
     and Zhu et al. 2017 (arXiv 1711.11586, by LPIPS). The distance here needs no weights, see `layout`; dividing by the
     data's own distance gives numbers that mean the same for any data. Raises ValueError for other shapes.
     """
-    if pictures.dim() != 5 or reals.shape != pictures[:, 0].shape:
-        raise ValueError(f"expected [P, Z, 3, R, R] and [P, 3, R, R], got {[*pictures.shape]} and {[*reals.shape]}")
-    generated, unit = layout(pictures), _mean_distance(layout(reals)[None])
-    if not unit:  # one prompt, or real pictures all alike
+    if images.dim() != 5 or reals.shape != images[:, 0].shape:
+        raise ValueError(f"expected [P, Z, 3, R, R] and [P, 3, R, R], got {[*images.shape]} and {[*reals.shape]}")
+    generated, unit = layout(images), _mean_distance(layout(reals)[None])
+    if not unit:  # one prompt, or real images all alike
         return Probe(None, None)
     over_noise, over_prompts = _mean_distance(generated), _mean_distance(generated.transpose(0, 1))
     return Probe(over_noise and over_noise / unit, over_prompts and over_prompts / unit)
 
 
-def layout(pictures: Tensor) -> Tensor:
+def layout(images: Tensor) -> Tensor:
     """uint8 [..., 3, R, R] -> float64 [..., 3 * C * C] in [0, 1] on the CPU: means over C x C equal areas.
 
-    Colours and coarse shapes stay; noise of single pixels, by which two pictures of a collapsed generator may differ,
+    Colours and coarse shapes stay; noise of single pixels, by which two images of a collapsed generator may differ,
     goes: C = R / 4, at most 16, so an area has 16 pixels or more and their noise shrinks to a quarter or less.
     """
-    cells = max(1, min(16, pictures.shape[-1] // 4))
-    means = F.adaptive_avg_pool2d(pictures.flatten(0, -4).cpu().double() / 255, cells)
-    return means.reshape(*pictures.shape[:-3], -1)
+    cells = max(1, min(16, images.shape[-1] // 4))
+    means = F.adaptive_avg_pool2d(images.flatten(0, -4).cpu().double() / 255, cells)
+    return means.reshape(*images.shape[:-3], -1)
 
 
 def _mean_distance(groups: Tensor) -> float | None:

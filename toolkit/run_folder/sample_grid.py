@@ -1,4 +1,4 @@
-"""The pictures a run draws of itself: the same noise and captions every time."""
+"""The images a run draws of itself: the same noise and captions every time."""
 
 import contextlib
 from pathlib import Path
@@ -16,22 +16,22 @@ from toolkit.inference.sampling import sample
 from toolkit.networks.ema import EMA
 
 COLUMNS = 4
-"""Noise vectors per caption: a row shows how z changes the picture, a column how the text does."""
+"""Noise vectors per caption: a row shows how z changes the image, a column how the text does."""
 
 
 class SampleGrid:
-    """`n_sample` pictures whatever the batch size; row r is caption r of captions drawn once from the data."""
+    """`n_sample` images whatever the batch size; row r is caption r of captions drawn once from the data."""
 
     def __init__(self, shards: ShardSet, config: TrainConfig) -> None:
         self.columns = min(COLUMNS, config.n_sample)
         found = _distinct(shards, config.seed, -(-config.n_sample // self.columns))
-        self.rows, self.reals = [sample for sample, _ in found], torch.stack([picture for _, picture in found])
+        self.rows, self.reals = [sample for sample, _ in found], torch.stack([image for _, image in found])
         count = min(config.n_sample, len(self.rows) * self.columns)
         self.text = torch.stack([self.rows[i // self.columns].vectors[0] for i in range(count)])
         self.z = draws.sample_noise([i % self.columns for i in range(count)], config.z_dim)
 
     def write_reals(self, run: Path) -> None:
-        """reals.png, a real picture per row, and sample_captions.txt."""
+        """reals.png, a real image per row, and sample_captions.txt."""
         save_png(make_grid(self.reals, 1), run / "reals.png")
         captions = "".join(f"{row.captions[0]}\n" for row in self.rows)
         (run / "sample_captions.txt").write_text(captions, encoding="utf-8")
@@ -40,20 +40,20 @@ class SampleGrid:
         """uint8 [n_sample, 3, R, R] by the averaged generator."""
         return sample(ema.module, self.z, self.text)
 
-    def write(self, pictures: Tensor, run: Path, step: int) -> Path:
+    def write(self, images: Tensor, run: Path, step: int) -> Path:
         """sample_STEP.png."""
         path = run / f"sample_{step:07d}.png"
-        save_png(make_grid(pictures, self.columns), path)
+        save_png(make_grid(images, self.columns), path)
         return path
 
-    def arrange(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """The full rows of `pictures` as [prompts, noises, 3, R, R], and a real picture [prompts, 3, R, R] for each."""
-        full = len(pictures) // self.columns
-        return pictures[: full * self.columns].unflatten(0, (full, self.columns)), self.reals[:full]
+    def arrange(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The full rows of `images` as [prompts, noises, 3, R, R], and a real image [prompts, 3, R, R] for each."""
+        full = len(images) // self.columns
+        return images[: full * self.columns].unflatten(0, (full, self.columns)), self.reals[:full]
 
 
 def _distinct(shards: ShardSet, seed: int, count: int) -> list[tuple[Sample, Tensor]]:
-    """The first `count` sound samples with different captions in a fixed random order, and their pictures."""
+    """The first `count` sound samples with different captions in a fixed random order, and their images."""
     found: dict[str, tuple[Sample, Tensor]] = {}
     wanted = min(count, shards.manifest.distinct_captions)
     for number in draws.permutation(len(shards), seed, epoch=-1).tolist():

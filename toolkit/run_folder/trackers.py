@@ -55,9 +55,9 @@ class Trackers:
         numbers = {name: value for name, value in line.items() if name != "step" and _is_number(value)}
         self._all(lambda tracker: tracker.log(numbers, step))
 
-    def log_picture(self, name: str, path: Path, step: int) -> None:
-        """The picture file as `name`, one after another along the steps."""
-        self._all(lambda tracker: tracker.log_picture(name, path, step))
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """The image file as `name`, one after another along the steps."""
+        self._all(lambda tracker: tracker.log_image(name, path, step))
 
     def alert(self, title: str, text: str) -> None:
         """A message to whoever watches: wandb mails it, TensorBoard shows it as text."""
@@ -120,7 +120,7 @@ class _Wandb:
     def log(self, numbers: dict[str, float], step: int) -> None:
         self._tracker.log(numbers | {"step": step})
 
-    def log_picture(self, name: str, path: Path, step: int) -> None:
+    def log_image(self, name: str, path: Path, step: int) -> None:
         self._tracker.log({name: self._wandb.Image(str(path)), "step": step})
 
     def alert(self, title: str, text: str) -> None:
@@ -150,10 +150,10 @@ class _TensorBoard:
         self._reach(step)
         self._tracker.log(numbers, step=step)
 
-    def log_picture(self, name: str, path: Path, step: int) -> None:
+    def log_image(self, name: str, path: Path, step: int) -> None:
         self._reach(step)
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
         self._tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
 
     def alert(self, title: str, text: str) -> None:

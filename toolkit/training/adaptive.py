@@ -13,12 +13,12 @@ class AdaptiveOptions:
     """Switches and targets of what adapts."""
 
     adaptive_augment: bool = False
-    """Raise or lower the probability of augmentation, from 0, so that D's verdict on real pictures meets ada_target."""
+    """Raise or lower the probability of augmentation, from 0, so that D's verdict on real images meets ada_target."""
     ada_target: float = 0.6
-    """Target of the mean sign of D's logits on real pictures: above it D overfits. With the relativistic loss, of the
+    """Target of the mean sign of D's logits on real images: above it D overfits. With the relativistic loss, of the
     differences between the logits of its pairs."""
     ada_kimg: float = 500.0
-    """Thousands of pictures for the augmentation probability to go from 0 to 1 at most."""
+    """Thousands of images for the augmentation probability to go from 0 to 1 at most."""
     adaptive_d_steps: bool = False
     """1 or 2 D steps per G step by D's relative strength; d_steps is where it starts."""
     adaptive_r1: bool = False
@@ -37,7 +37,7 @@ class AdaptiveOptions:
 class Adaptive:
     """The adjustable quantities of a run and the statistics they follow. Every process holds the same values.
 
-    r = E[sign D(x)] over real pictures measures how far D overfits (Karras et al. 2020, arXiv 2006.06676, section 3.1,
+    r = E[sign D(x)] over real images measures how far D overfits (Karras et al. 2020, arXiv 2006.06676, section 3.1,
     r_t): 0 means D tells nothing about them, 1 that it is certain of all. Every 16 steps
     - augmentation p and log R1 scale move a fixed step up where r > ada_target, else down (their sect. 3.1);
     - D steps: with s = (E[sign D(x)] - E[sign D(G(z))]) / 2, D's margin over chance, 2 below 0.2 and 1 above 0.8.
@@ -53,7 +53,7 @@ class Adaptive:
         self.augment_p = 0.0 if options.adaptive_augment else augment_p
         self.r1_scale, self.d_steps = 1.0, d_steps
         self.anchors = torch.zeros(2)
-        """LeCam's running means of D's logits on real and on generated pictures."""
+        """LeCam's running means of D's logits on real and on generated images."""
         self._signs: list[Tensor] = []
 
     def observe(self, logits: Tensor, signs: Tensor) -> None:

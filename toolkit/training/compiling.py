@@ -1,7 +1,7 @@
 """torch.compile for the parts of a training step, with a way back.
 
 R1 differentiates D inside the compiled function and the optimizer's step differentiates it again outside: that works if
-both are in one graph and the pictures come from outside (`Objective.judged`). A part that torch cannot compile runs
+both are in one graph and the images come from outside (`Objective.judged`). A part that torch cannot compile runs
 as it is from then on, with one line to say so.
 """
 

@@ -13,20 +13,20 @@ class ConditioningOptions:
     """The text in training."""
 
     mismatch_weight: float = 1.0
-    """Weight in D's loss of telling a real picture's caption from another picture's; 0 = off."""
+    """Weight in D's loss of telling a real image's caption from another image's; 0 = off."""
     mismatch_cosine: float = 0.999
-    """Another picture's caption counts as different only below this cosine to all of this picture's, above 0 and at
-    most 1: near-synonyms are no mismatch. Where none is found the picture takes no part in the mismatch loss."""
+    """Another image's caption counts as different only below this cosine to all of this image's, above 0 and at
+    most 1: near-synonyms are no mismatch. Where none is found the image takes no part in the mismatch loss."""
     g_mismatch_weight: float = 0.0
-    """Weight in G's loss of the same on generated pictures: each must fit its own caption better; 0 = off."""
+    """Weight in G's loss of the same on generated images: each must fit its own caption better; 0 = off."""
     text_noise: float = 0.0
     """Length of a random vector added to each text vector (of length 1) that G and D see, before it is brought back to
     length 1; 0 = off. Few distinct captions become many, and vectors near a caption mean the same."""
     unconditional_kimg: float = 0.0
-    """Thousands of pictures at the start for which both networks see no text: with few pictures G first learns what
+    """Thousands of images at the start for which both networks see no text: with few images G first learns what
     they have in common. Samples and scores of that time are of no use."""
     ramp_kimg: float = 0.0
-    """Thousands of pictures after these over which the text comes in, from nothing to its whole length."""
+    """Thousands of images after these over which the text comes in, from nothing to its whole length."""
 
     def check_conditioning(self) -> None:
         """Raises UserError for a value out of range."""
@@ -36,7 +36,7 @@ class ConditioningOptions:
 
     @property
     def mismatches(self) -> bool:
-        """Whether any loss asks for another picture's caption."""
+        """Whether any loss asks for another image's caption."""
         return self.mismatch_weight > 0 or self.g_mismatch_weight > 0
 
 

@@ -15,9 +15,9 @@ Scalars = dict[str, Tensor]
 
 
 class Inputs(NamedTuple):
-    """A micro-batch of N pictures and its random numbers, on the device."""
+    """A micro-batch of N images and its random numbers, on the device."""
 
-    pictures: Tensor
+    images: Tensor
     """uint8 [N, 3, R, R]."""
     text: Tensor
     """[N, E], as G and D shall see it: unit length but for the ramp, and so `mismatched`."""
@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     z: Tensor
     """[N, z_dim], standard normal."""
     for_real: diffaug.Numbers | None
-    """None where G's phase has no use for real pictures."""
+    """None where G's phase has no use for real images."""
     for_fake: diffaug.Numbers
 
 
@@ -46,7 +46,7 @@ class Objective:
     ) -> None:
         self.config, self.G, self.D, self.perceptual, self.guidance = config, G, D, perceptual, guidance
         self.shows_real = config.feature_matching > 0 or config.loss == "relativistic"
-        """Whether G's phase looks at real pictures too."""
+        """Whether G's phase looks at real images too."""
 
     def compile(self, mode: compiling.Mode, backend: str = "inductor") -> None:
         """Run the three parts as compiled by torch from now on, each if it can be."""
@@ -58,7 +58,7 @@ class Objective:
     def discriminator(
         self, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
     ) -> tuple[Tensor, Scalars]:
-        """Adversarial and mismatched-caption terms on augmented pictures, and the penalties in the same graph.
+        """Adversarial and mismatched-caption terms on augmented images, and the penalties in the same graph.
 
         `r1_scale` and `r2_scale` are what R1 and R2 are multiplied by, 0 for none; `anchors` [2] are LeCam's.
         """
@@ -69,17 +69,17 @@ class Objective:
 
     @torch.no_grad()
     def shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Real and generated pictures as D sees them: augmented, both in one go."""
+        """Real and generated images as D sees them: augmented, both in one go."""
         pairs = zip(inputs.for_real, inputs.for_fake, strict=True)
         numbers = diffaug.Numbers(*(None if a is None else torch.cat([a, b]) for a, b in pairs))
-        both = torch.cat([to_float(inputs.pictures), self.G(inputs.z, inputs.text)])
+        both = torch.cat([to_float(inputs.images), self.G(inputs.z, inputs.text)])
         real, fake = self.augment(both, numbers).chunk(2)
         return real, fake
 
     def judged(
         self, real: Tensor, fake: Tensor, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
     ) -> tuple[Tensor, Scalars]:
-        """D's loss on these pictures."""
+        """D's loss on these images."""
         config = self.config
         on_real, on_fake = self.D(
             Look(real, inputs.text, inputs.mismatched, penalised=r1_scale > 0),
@@ -101,7 +101,7 @@ class Objective:
         return loss, stats
 
     def generator(self, inputs: Inputs) -> tuple[Tensor, Scalars]:
-        """Adversarial term on augmented pictures, and the options: mismatched captions, feature matching, perceptual
+        """Adversarial term on augmented images, and the options: mismatched captions, feature matching, perceptual
         distance, CLIP guidance."""
         config, matching = self.config, self.config.feature_matching > 0
         fake = self.G(inputs.z, inputs.text)
@@ -110,7 +110,7 @@ class Objective:
         on_real = None
         if self.shows_real:
             with torch.no_grad():
-                real = self.augment(to_float(inputs.pictures), inputs.for_real)
+                real = self.augment(to_float(inputs.images), inputs.for_real)
                 (on_real,) = self.D(Look(real, inputs.text, features=matching))
         loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss).mean()
         stats = {"loss_g": loss}
@@ -122,7 +122,7 @@ class Objective:
             stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
             loss = loss + config.feature_matching * stats["feature_matching"]
         if self.perceptual:
-            stats["perceptual"] = self.perceptual(fake, to_float(inputs.pictures)).mean()
+            stats["perceptual"] = self.perceptual(fake, to_float(inputs.images)).mean()
             loss = loss + config.perceptual * stats["perceptual"]
         if self.guidance:
             stats["clip_distance"] = self.guidance(fake, inputs.caption).mean()

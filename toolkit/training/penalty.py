@@ -18,16 +18,16 @@ class PenaltyOptions:
     """Gradient penalties of D."""
 
     r1_penalty: Weight = 0.1
-    """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real pictures; 0 = off; 'auto' = 0.0002 resolution^2 / batch."""
+    """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real images; 0 = off; 'auto' = 0.0002 resolution^2 / batch."""
     r2_penalty: Weight = 0.1
-    """The same penalty on generated pictures (R2); 0 = off; 'auto' as for R1."""
+    """The same penalty on generated images (R2); 0 = off; 'auto' as for R1."""
     r1_interval: int = 4
     """R1 and R2 every so many steps, multiplied by as much; 1 = every step."""
     r1_end: float = 1.0
     """Share of both weights that is left after r1_kimg, reached on half a cosine: strong at first, when D and G are far
     apart, weak in the end, when R1 would blur."""
     r1_kimg: float | None = None
-    """Thousands of pictures until r1_end is reached (default: the whole run)."""
+    """Thousands of images until r1_end is reached (default: the whole run)."""
 
     def check_penalties(self) -> None:
         """Raises UserError for a value out of range."""
@@ -45,7 +45,7 @@ def weight_of(penalty: Weight, resolution: int, batch: int) -> float:
 
 
 def share_left(images_seen: int, options: PenaltyOptions, total: int) -> float:
-    """What the weights are multiplied by after `images_seen` of `total` pictures: from 1 to r1_end.
+    """What the weights are multiplied by after `images_seen` of `total` images: from 1 to r1_end.
 
     1 + (r1_end - 1) (1 - cos(pi t)) / 2 with t the share of r1_kimg passed: the schedule of gamma in R3GAN (Huang et
     al. 2025, arXiv 2501.05441, appendix on training configurations).

@@ -186,7 +186,7 @@ class Run:
         self.window_start = since + time.perf_counter() - start, seen  # no part of the training's speed
 
     def _roll_back(self, error: Diverged) -> None:
-        """Back to the last good checkpoint, with lower learning rates and over other pictures. Raises Diverged."""
+        """Back to the last good checkpoint, with lower learning rates and over other images. Raises Diverged."""
         trainer, config = self.trainer, self.config
         if self.request:
             self.reports.say("action", "diverged", f"{error}; not saved, step {self.saved_step:,} is the last good one")
@@ -212,7 +212,7 @@ class Run:
         self.reports.say("action", "rollback", (
             f"{error}; back from step {diverged_at:,} to {folder.name}, rollback {rollbacks} of "
             f"{config.max_rollbacks}: learning rates x {config.rollback_lr**rollbacks:g}, R1 x "
-            f"{config.rollback_r1**rollbacks:g}, {skipped:,} pictures left out"
+            f"{config.rollback_r1**rollbacks:g}, {skipped:,} images left out"
         ))  # fmt: skip
         self.reports.went_back()
         self._save()  # under the same name: a kill from here on does not forget the rollback
@@ -266,4 +266,4 @@ def describe_end(run: Run) -> str:
             "run the same command again to go on"
         )
     early = f" ended early: {run.reason};" if run.reason else ""
-    return f"done:{early} {trainer.step_number:,} steps, {trainer.images_seen:,} pictures seen; {where}"
+    return f"done:{early} {trainer.step_number:,} steps, {trainer.images_seen:,} images seen; {where}"

@@ -68,7 +68,7 @@ class Trainer:
         self.first_scale = None if scaler is None else scaler.state_dict()
         self.skipped = False  # whether gradients of the last step overflowed half precision, in any of its phases
         self.step_number = 0  # optimizer steps of G done
-        self.position = 0  # where the next picture is read: the whole state of the data pipeline
+        self.position = 0  # where the next image is read: the whole state of the data pipeline
         self.left_out = 0  # of these: passed over by rollbacks, never seen
         self.attempt = 0  # how often the run went back after diverging
         self.rollbacks = 0  # those that count: each has changed learning rates and penalties
@@ -118,15 +118,15 @@ class Trainer:
 
     @property
     def images_seen(self) -> int:
-        """Real pictures shown to D on the way to the present weights."""
+        """Real images shown to D on the way to the present weights."""
         return self.position - self.left_out
 
     def fetch(self) -> None:
-        """Load the pictures of the next step. Only here does a step wait for data, and it may be interrupted."""
+        """Load the images of the next step. Only here does a step wait for data, and it may be interrupted."""
         self.feed.fetch(self.position, self.share, self.parts, self.adaptive.d_steps)
 
     def step(self) -> Scalars:
-        """D's phase (`d_steps` times, each on fresh pictures), G's phase with D frozen, averages. Returns scalars."""
+        """D's phase (`d_steps` times, each on fresh images), G's phase with D frozen, averages. Returns scalars."""
         self.fetch()
         self.skipped = False
         read, bad = self.feed.read, self.feed.bad
@@ -153,14 +153,14 @@ class Trainer:
         return stats | of_d | of_g
 
     def _mirrored(self, batch: Batch) -> Batch:
-        """The same, each picture flipped left to right or not by (seed, position); `self.position` is the first row's.
+        """The same, each image flipped left to right or not by (seed, position); `self.position` is the first row's.
 
-        Here, on the device, whatever the pictures were read from: what only looks at data never comes this way.
+        Here, on the device, whatever the images were read from: what only looks at data never comes this way.
         """
         positions = (self.position + row for row in range(batch.rows.start, batch.rows.stop))
         flipped = torch.tensor([draws.integer(2, self.config.seed, "mirror", position) for position in positions])
         chosen = self._moved(flipped.bool()).view(-1, 1, 1, 1)
-        return batch._replace(pictures=torch.where(chosen, batch.pictures.flip(3), batch.pictures))
+        return batch._replace(images=torch.where(chosen, batch.images.flip(3), batch.images))
 
     def _run_phase(self, name: str, loss_of: Callable, micro_batches: list[Batch], noise: draws.StepDraws) -> Scalars:
         """One optimizer step of one network on the sum of its micro-batches; the scalars are their means."""
@@ -199,7 +199,7 @@ class Trainer:
         for_fake, *for_real = (diffaug.Numbers.read(columns, self.config.diffaug_names) for columns in numbers)
         texts = [self._conditioned(batch, noise, name, phase) for name in ("text", "mismatched")]
         for_real = for_real[0] if for_real else None
-        return Inputs(batch.pictures, *texts, batch.differs, batch.text, first, for_real, for_fake)
+        return Inputs(batch.images, *texts, batch.differs, batch.text, first, for_real, for_fake)
 
     def _conditioned(self, batch: Batch, noise: draws.StepDraws, name: str, phase: str) -> Tensor:
         """The text vectors as the networks shall see them now."""
@@ -250,14 +250,14 @@ class Trainer:
         return torch.stack([torch.stack(parts).sum() for parts in sums]).cpu()
 
     def _adapt(self, stats: Scalars) -> None:
-        """Show the adaptive quantities what D thinks of real and generated pictures, over all processes."""
+        """Show the adaptive quantities what D thinks of real and generated images, over all processes."""
         if self.config.adapts or self.config.lecam:
             seen = torch.stack([stats[name] for name in ("logit_real", "logit_fake", "real_sign", "fake_sign")])
             seen = self.accelerator.reduce(seen.float(), reduction="mean")
             self.adaptive.observe(seen[:2], seen[2:])
 
     def _average(self, G: Generator, kimg: float | None) -> EMA:
-        """With a half-life of `kimg` thousand pictures; None: with ema_decay."""
+        """With a half-life of `kimg` thousand images; None: with ema_decay."""
         config, half_life = self.config, kimg and kimg * 1000
         average = EMA(
             G, config.ema_decay, config.ema_start, config.ema_ramp, half_life, config.batch, config.ema_rampup

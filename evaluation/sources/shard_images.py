@@ -1,4 +1,4 @@
-"""The pictures of a shard folder, local or at an address, each with its first caption."""
+"""The images of a shard folder, local or at an address, each with its first caption."""
 
 import hashlib
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from evaluation.sources.decoded import decoded, named, square_pixels
-from evaluation.sources.fingerprint import pictures_fingerprint
+from evaluation.sources.fingerprint import images_fingerprint
 from evaluation.sources.source import Source, Vectors
 from toolkit.data.shard_reader import ShardSet
 
 
-def shard_pictures(shards: ShardSet, name: str, order: list[int], size: int | None = None) -> Source:
+def shard_images(shards: ShardSet, name: str, order: list[int], size: int | None = None) -> Source:
     """The samples of these numbers, fitted as training fits them, to `size` if it is given.
 
     Raises UserError when a damaged sample is drawn.
@@ -20,12 +20,12 @@ def shard_pictures(shards: ShardSet, name: str, order: list[int], size: int | No
 
     def pixels(i: int) -> np.ndarray:
         where = f"{shards.shard_path(order[i])}: sample {order[i]}"
-        data = shards.read(order[i]).picture
+        data = shards.read(order[i]).image
         return named(where, lambda: square_pixels(data, side, fit))
 
     def fingerprint() -> str:
-        hashes = (hashlib.sha256(shards.read(i).picture).digest() for i in order)
-        return pictures_fingerprint(hashes, name, len(order), side, side, fit)
+        hashes = (hashlib.sha256(shards.read(i).image).digest() for i in order)
+        return images_fingerprint(hashes, name, len(order), side, side, fit)
 
     def vectors() -> Vectors:
         return Vectors(torch.stack([shards.read_texts(i).vectors[0] for i in order]), shards.manifest.encoder)

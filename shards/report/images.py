@@ -1,4 +1,4 @@
-"""The sections of the page that show pictures: near-duplicates, nearest captions, a contact sheet."""
+"""The sections of the page that show images: near-duplicates, nearest captions, a contact sheet."""
 
 import torch
 
@@ -6,7 +6,7 @@ from shards.near_duplicates import COLOUR_TOLERANCE, group
 from shards.report.findings import Findings
 from shards.report.markup import figure, shortened, thumbnail
 from shards.report.nearest_captions import nearest_pairs
-from toolkit.data.decoding import decode_picture
+from toolkit.data.decoding import decode_image
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import integer
 
@@ -18,20 +18,20 @@ THUMBNAIL = 112
 def show(shard_set: ShardSet, number: int) -> str:
     """Sample `number`, which has been read before, as a figure."""
     sample = shard_set.read(number)
-    return figure(thumbnail(decode_picture(sample.picture), THUMBNAIL), number, sample.captions)
+    return figure(thumbnail(decode_image(sample.image), THUMBNAIL), number, sample.captions)
 
 
 def near_duplicates(shard_set: ShardSet, found: Findings, bits: int) -> list[str]:
     groups, complete = group(found.look_pairs, bits)
-    page = ["<h2>Pictures that look alike</h2>"]
+    page = ["<h2>Images that look alike</h2>"]
     if groups:
         copies = sum(len(members) - 1 for members in groups)
         page.append(
-            f"<p><b>{sum(map(len, groups)):,} pictures in {len(groups):,} groups.</b> With one of each group kept, "
-            f"{copies:,} pictures ({copies / len(found.numbers):.1%}) would go.</p>"
+            f"<p><b>{sum(map(len, groups)):,} images in {len(groups):,} groups.</b> With one of each group kept, "
+            f"{copies:,} images ({copies / len(found.numbers):.1%}) would go.</p>"
         )
     else:
-        page.append(f"<p>None among the {len(found.numbers):,} pictures.</p>")
+        page.append(f"<p>None among the {len(found.numbers):,} images.</p>")
     how = "" if complete else " There are too many similar ones to compare all; some pairs may be missing."
     page.append(
         f'<p class="note">Alike: at most {bits} of 64 bits of a perceptual hash differ from the first of the group '
@@ -67,10 +67,10 @@ def nearest_captions(shard_set: ShardSet, found: Findings, count: int) -> list[s
 
 
 def _beside(shard_set: ShardSet, found: Findings, caption: str) -> str:
-    """A picture of that caption; the caption itself, though the picture may have others."""
+    """An image of that caption; the caption itself, though the image may have others."""
     number, _ = found.pool[caption]
-    picture = decode_picture(shard_set.read(number).picture)
-    return figure(thumbnail(picture, THUMBNAIL), number, (caption,))
+    image = decode_image(shard_set.read(number).image)
+    return figure(thumbnail(image, THUMBNAIL), number, (caption,))
 
 
 def contact_sheet(shard_set: ShardSet, found: Findings, count: int, seed: int) -> list[str]:
@@ -84,4 +84,4 @@ def contact_sheet(shard_set: ShardSet, found: Findings, count: int, seed: int) -
     note = (
         f'<p class="note">{len(places):,} drawn at random (<code>--seed {seed}</code>); #… is the sample\'s number.</p>'
     )
-    return ["<h2>Some of the pictures</h2>", note, f'<div class="sheet">{shown}</div>']
+    return ["<h2>Some of the images</h2>", note, f'<div class="sheet">{shown}</div>']

@@ -1,4 +1,4 @@
-"""Pictures for benchmarks: somebody's photos, or drawn ones that are as heavy to decode."""
+"""Images for benchmarks: somebody's photos, or drawn ones that are as heavy to decode."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ SCALES = ((4, 0.45), (16, 0.22), (64, 0.11), (256, 0.055), (512, 0.02))
 95 they take 100 kB at 512 px and 11.5 kB at 128 px, where photos of food take 9 to 14."""
 
 
-def pictures(setting: Setting, count: int, size: int) -> Iterator[Image.Image]:
-    """`count` different RGB pictures of `size` x `size` pixels. Raises UserError if there are fewer photos."""
+def sized_images(setting: Setting, count: int, size: int) -> Iterator[Image.Image]:
+    """`count` different RGB images of `size` x `size` pixels. Raises UserError if there are fewer photos."""
     if setting.photos is None:
         yield from (draw(number, size) for number in range(count))
         return
     files = sorted(path for path in setting.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if len(files) < count:
-        raise UserError(f"{setting.photos} holds {len(files)} pictures, this benchmark takes {count}")
+        raise UserError(f"{setting.photos} holds {len(files)} images, this benchmark takes {count}")
     for file in files[:: len(files) // count][:count]:
         yield fit_square(Image.open(file).convert("RGB"), size)
 

@@ -1,4 +1,4 @@
-"""Picture files -> the squares that a shard keeps."""
+"""Image files -> the squares that a shard keeps."""
 
 import io
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from shards.near_duplicates import Look, look_of
-from toolkit.data.decoding import SUFFIXES as PICTURE_SUFFIXES
-from toolkit.data.decoding import BadPicture, decode_picture, fit_square
+from toolkit.data.decoding import SUFFIXES as IMAGE_SUFFIXES
+from toolkit.data.decoding import BadImage, decode_image, fit_square
 from toolkit.data.tar_index import MAX_MEMBER_BYTES
 
-SUFFIXES = {"jpg": "jpg", "png": "png", "webp": "webp", "raw": "picture.npy"}
+SUFFIXES = {"jpg": "jpg", "png": "png", "webp": "webp", "raw": "image.npy"}
 """Storage -> suffix of the member."""
 APART = 10
-"""Neighbouring crops of a picture are at least this part of their side apart: they overlap by 90 % at most."""
+"""Neighbouring crops of an image are at least this part of their side apart: they overlap by 90 % at most."""
 
 
 @dataclass(frozen=True)
-class PictureRules:
-    """How pictures are kept, and which are left out; fields as the options of `shards.create`."""
+class ImageRules:
+    """How images are kept, and which are left out; fields as the options of `shards.create`."""
 
     size: int
     format: str
@@ -34,8 +34,8 @@ class PictureRules:
     crops: int = 1
 
 
-class StoredPicture(NamedTuple):
-    """A picture, or one of several crops of it, as a shard keeps it."""
+class StoredImage(NamedTuple):
+    """An image, or one of several crops of it, as a shard keeps it."""
 
     members: dict[str, bytes]
     """Suffix -> content: the square, and the source file if it is kept (of several crops with the first)."""
@@ -43,38 +43,38 @@ class StoredPicture(NamedTuple):
     height: int
     """Of the source, upright, in pixels."""
     look: Look
-    """Of the centre square, for near-duplicates: crops of one picture have the same, so they are no duplicates."""
+    """Of the centre square, for near-duplicates: crops of one image have the same, so they are no duplicates."""
     crop: tuple[int, ...]
     """Of several crops: (left, top, right, bottom) in the source, upright, in pixels; else ()."""
 
 
-def store_picture(path: Path, rules: PictureRules) -> list[StoredPicture] | str:
-    """A picture file -> its square or squares, or the reason why it is left out."""
+def store_image(path: Path, rules: ImageRules) -> list[StoredImage] | str:
+    """An image file -> its square or squares, or the reason why it is left out."""
     try:
         if path.stat().st_size > MAX_MEMBER_BYTES:
-            return f"bad picture: over {MAX_MEMBER_BYTES:,} bytes"
+            return f"bad image: over {MAX_MEMBER_BYTES:,} bytes"
         source = path.read_bytes()
-        picture = decode_picture(source, rules.background)
+        image = decode_image(source, rules.background)
     except OSError as error:
-        return f"bad picture: cannot be read ({error.strerror})"
-    except BadPicture as error:
-        return f"bad picture: {' '.join(str(error).split())}"
-    if reason := _misfit(picture, rules):
+        return f"bad image: cannot be read ({error.strerror})"
+    except BadImage as error:
+        return f"bad image: {' '.join(str(error).split())}"
+    if reason := _misfit(image, rules):
         return reason
     if rules.resize_mode == "none":
-        square = picture
+        square = image
     else:
-        square = fit_square(picture, rules.size, rules.resize_mode, rules.background)
+        square = fit_square(image, rules.size, rules.resize_mode, rules.background)
     unchanged = rules.resize_mode == "none" and rules.format == "jpg" and _is_plain_jpeg(source)
-    boxes = crop_boxes(*picture.size, rules.crops)
-    squares = [fit_square(picture.crop(box), rules.size) for box in boxes] or [square]
+    boxes = crop_boxes(*image.size, rules.crops)
+    squares = [fit_square(image.crop(box), rules.size) for box in boxes] or [square]
     stored = [source if unchanged else encode(each, rules.format, rules.quality) for each in squares]
     members = [{SUFFIXES[rules.format]: data} for data in stored]
     if rules.keep_originals:
         suffix = path.suffix.lower()  # a table may name files of any suffix, those of code too
-        members[0][f"original{suffix if suffix in PICTURE_SUFFIXES else ''}"] = source
+        members[0][f"original{suffix if suffix in IMAGE_SUFFIXES else ''}"] = source
     look = look_of(square)
-    return [StoredPicture(m, *picture.size, look, box) for m, box in zip(members, boxes or [()], strict=True)]
+    return [StoredImage(m, *image.size, look, box) for m, box in zip(members, boxes or [()], strict=True)]
 
 
 def crop_boxes(width: int, height: int, most: int) -> list[tuple[int, int, int, int]]:
@@ -88,19 +88,19 @@ def crop_boxes(width: int, height: int, most: int) -> list[tuple[int, int, int, 
     return [(at, 0, at + side, side) if width > height else (0, at, side, at + side) for at in starts]
 
 
-def encode(picture: Image.Image, storage: str, quality: int) -> bytes:
+def encode(image: Image.Image, storage: str, quality: int) -> bytes:
     """RGB -> JPEG of `quality`, or lossless: PNG, WebP, or 'raw', a .npy of uint8 [H, W, 3]."""
-    picture.info.clear()  # Pillow would store the source's colour profile and comment with every picture
+    image.info.clear()  # Pillow would store the source's colour profile and comment with every image
     data = io.BytesIO()
     if storage == "raw":
-        np.save(data, np.asarray(picture))
+        np.save(data, np.asarray(image))
     elif storage == "jpg":
-        # 4:4:4, because halved colour resolution is visible in pictures this small
-        picture.save(data, "JPEG", quality=quality, subsampling=0)
+        # 4:4:4, because halved colour resolution is visible in images this small
+        image.save(data, "JPEG", quality=quality, subsampling=0)
     elif storage == "png":
-        picture.save(data, "PNG")
+        image.save(data, "PNG")
     else:
-        picture.save(data, "WEBP", lossless=True)
+        image.save(data, "WEBP", lossless=True)
     return data.getvalue()
 
 
@@ -113,11 +113,11 @@ def parse_colour(name: str) -> tuple[int, int, int] | None:
     return colour if len(colour) == 3 else None
 
 
-def _misfit(picture: Image.Image, rules: PictureRules) -> str:
-    """Why a sound picture is left out all the same, or ''."""
-    short, long = sorted(picture.size)
-    size = f"{picture.width}x{picture.height} px"
-    if rules.resize_mode == "none" and picture.size != (rules.size, rules.size):
+def _misfit(image: Image.Image, rules: ImageRules) -> str:
+    """Why a sound image is left out all the same, or ''."""
+    short, long = sorted(image.size)
+    size = f"{image.width}x{image.height} px"
+    if rules.resize_mode == "none" and image.size != (rules.size, rules.size):
         return f"other size: {size}, with --resize_mode none it must be {rules.size}x{rules.size}"
     if short < rules.min_side:
         return f"too small: {size}, the short side must have --min_side {rules.min_side}"
@@ -128,10 +128,10 @@ def _misfit(picture: Image.Image, rules: PictureRules) -> str:
 
 def _is_plain_jpeg(source: bytes) -> bool:
     """Whether a decoded source can be kept byte for byte: a JPEG that any decoder shows as ours does."""
-    picture = Image.open(io.BytesIO(source))
+    image = Image.open(io.BytesIO(source))
     return (
-        picture.format == "JPEG"
-        and picture.mode == "RGB"
-        and picture.getexif().get(0x0112, 1) == 1
-        and "icc_profile" not in picture.info
+        image.format == "JPEG"
+        and image.mode == "RGB"
+        and image.getexif().get(0x0112, 1) == 1
+        and "icc_profile" not in image.info
     )

@@ -21,7 +21,7 @@ def generator_file(out: Path, variant: str, seed: int) -> Path | None:
     return next((path for path in kept if path.is_file()), None)
 
 
-def draw_pictures(grid: Grid, results: Results, out: Path) -> Path | None:
+def draw_images(grid: Grid, results: Results, out: Path) -> Path | None:
     """OUT/grid.png by the first seed's averaged generators, the best variants first below the control."""
     text, captions = _prompts(grid)
     rows, names = [], []
@@ -34,8 +34,8 @@ def draw_pictures(grid: Grid, results: Results, out: Path) -> Path | None:
             names.append(name)
     if not rows:
         return None
-    picture = draw_captioned_grid(torch.cat(rows), names)
-    picture.save(out / "grid.png", optimize=True)
+    image = draw_captioned_grid(torch.cat(rows), names)
+    image.save(out / "grid.png", optimize=True)
     return out / "grid.png"
 
 
