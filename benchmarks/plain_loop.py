@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.plain_networks import PlainDiscriminator, PlainGenerator
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.images import to_float
 from toolkit.networks import diffaug
 from toolkit.networks.models import Discriminator, Generator
@@ -27,7 +27,7 @@ class PlainLoop:
     can be compared.
     """
 
-    def __init__(self, config: TrainConfig, G: Generator, D: Discriminator, precision: str = "no") -> None:
+    def __init__(self, config: ResolvedConfig, G: Generator, D: Discriminator, precision: str = "no") -> None:
         self.config, self.precision, self.iterations = config, precision, "each forward"
         self.G, self.D = PlainGenerator(G), PlainDiscriminator(D)
         betas = (config.beta1, config.beta2)

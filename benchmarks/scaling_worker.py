@@ -19,7 +19,7 @@ from accelerate.state import PartialState
 
 from benchmarks.scaling_model import BUCKET, FIRST_BUCKET, NETWORKS
 from toolkit.command_line import run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import check
 from toolkit.launching.launch import start_accelerator
@@ -59,9 +59,9 @@ class WorkerOptions:
     def __post_init__(self) -> None:
         check(self.steps > 0, "--steps", self.steps, "at least 1")
 
-    def config(self, processes: int) -> TrainConfig:
+    def config(self, processes: int) -> ResolvedConfig:
         """Steps without R1, whose exchange is the same and whose computation is longer."""
-        return TrainConfig(
+        return ResolvedConfig(
             data=str(self.data), resolution=self.resolution, base_ch=self.base_ch, batch=self.batch * processes,
             g_norm="group", r1_interval=NEVER, workers=self.workers, resident=False, timeout=TIMEOUT,
             mixed_precision=self.mixed_precision, loss="hinge", r2_penalty=0, d_steps=1, **NETWORKS,
@@ -146,7 +146,7 @@ class Worker:
                 digest.update(values.cpu().numpy().tobytes())
         return {"sha256": digest.hexdigest(), "processes": self.processes.count}
 
-    def _trainer(self, config: TrainConfig) -> Trainer:
+    def _trainer(self, config: ResolvedConfig) -> Trainer:
         trainer = Trainer(config, self.accelerator, ShardSet(self.options.data))
         trainer.step_number = 1  # step 0 has R1
         return trainer

@@ -17,7 +17,7 @@ from benchmarks.operations import Operations
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
 from shards import create, toy_dishes
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
@@ -55,9 +55,9 @@ class Point:
     def __str__(self) -> str:
         return f"{self.resolution} px, base_ch {self.base_ch}, batch {self.batch}"
 
-    def config(self, data: Path, precision: str) -> TrainConfig:
+    def config(self, data: Path, precision: str) -> ResolvedConfig:
         """configs/seed.yaml at this size: the options that the plain loop has too."""
-        return TrainConfig(
+        return ResolvedConfig(
             data=str(data), resolution=self.resolution, base_ch=self.base_ch, batch=self.batch, d_scales=1,
             mismatch_weight=0, r1_penalty=2, r1_interval=1, lr_g=5e-5, lr_d=1.5e-4, grad_clip=1, loss="hinge",
             r2_penalty=0, d_steps=1, ema_ramp=False, **EARLIER,

@@ -18,7 +18,7 @@ from evaluation.scoring.scores import metric_giving, named, parse_metrics
 from evaluation.sources.generated import generated_source
 from evaluation.sources.shard_images import shard_images
 from evaluation.sources.source import GROUP, Source, chosen
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import sound_numbers
 from toolkit.data.feature_cache import FeatureCache, default_folder
 from toolkit.data.shard_reader import ShardSet
@@ -29,7 +29,7 @@ from toolkit.training.trainer import Trainer
 Evaluate = Callable[[Trainer], dict | None]
 
 
-def check(config: TrainConfig, shards: ShardSet) -> None:
+def check(config: ResolvedConfig, shards: ShardSet) -> None:
     """What can be said before anything is loaded. Raises UserError."""
     score_name(config)
     refuse_own(
@@ -48,7 +48,7 @@ def check(config: TrainConfig, shards: ShardSet) -> None:
         raise UserError(f"no Inception weights at {config.score_weights}; correct --score_weights or pass --score swd")
 
 
-def options_of(config: TrainConfig) -> MeasureOptions:
+def options_of(config: ResolvedConfig) -> MeasureOptions:
     """The metrics of the config, and the one its score needs."""
     metrics = parse_metrics(config.metrics) if config.eval_every else []
     if (wanted := metric_of(config)) and wanted not in metrics:
@@ -57,14 +57,14 @@ def options_of(config: TrainConfig) -> MeasureOptions:
     return MeasureOptions(metrics=",".join(metrics), weights=weights, feature_layer=config.score_layer)
 
 
-def metric_of(config: TrainConfig) -> str | None:
+def metric_of(config: ResolvedConfig) -> str | None:
     """The metric that gives the config's score; None for swd and none. Raises UserError for an unknown one."""
     if config.score in ("none", "swd"):
         return None
     return metric_giving(config.score, others=("none", "swd"))
 
 
-def score_name(config: TrainConfig) -> tuple[str, bool]:
+def score_name(config: ResolvedConfig) -> tuple[str, bool]:
     """The key in a report's "scores" that config.score means, and whether higher is better. Raises UserError."""
     metric = metric_of(config)
     if config.eval_every:
@@ -81,7 +81,7 @@ class TrainingEvaluator:
     reference are loaded when the first evaluation is due, and stay.
     """
 
-    def __init__(self, config: TrainConfig, shards: ShardSet, processes: Processes) -> None:
+    def __init__(self, config: ResolvedConfig, shards: ShardSet, processes: Processes) -> None:
         self.config, self.shards, self.processes = config, shards, processes
         self.options = options_of(config)
         self._evaluator: Evaluator | None = None
@@ -129,6 +129,6 @@ class TrainingEvaluator:
         return replace(source, frozen_backbone=self.config.frozen_backbone, guided=trainer.guided)
 
 
-def evaluator(config: TrainConfig, shards: ShardSet, processes: Processes) -> Evaluate:
+def evaluator(config: ResolvedConfig, shards: ShardSet, processes: Processes) -> Evaluate:
     """As `toolkit.health.reports` knows it."""
     return TrainingEvaluator(config, shards, processes)

@@ -58,7 +58,7 @@ def train(shard_folder: Path, out_dir: Path, plot: Callable = lambda run: None, 
 def lone_trainer(shard_folder: Path, precision: str = "no", **options) -> Trainer:
     """A Trainer of one process on the CPU, without a run round it."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    config = TrainConfig(**{"data": str(shard_folder), **TINY, **options})
+    config = TrainConfig(**{"data": str(shard_folder), **TINY, **options}).resolved()
     return Trainer(config, Accelerator(cpu=True, mixed_precision=precision), ShardSet(shard_folder))
 
 

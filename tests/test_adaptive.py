@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.running import lone_trainer, next_batch, train
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
 from toolkit.run_folder.records import read_log
@@ -182,4 +182,4 @@ def test_the_signs_are_those_of_ds_verdicts_wherever_its_zero_lies(shard_folder,
 ])  # fmt: skip
 def test_what_would_change_nothing_is_refused(options, words):
     with pytest.raises(UserError, match=words):
-        TrainConfig(**options)
+        ResolvedConfig(**options)

@@ -17,7 +17,7 @@ from tests.test_checkpoint import snapshot
 from tests.test_layers import awake, random
 from tests.test_models import inputs, tiny
 from toolkit.command_line import dump, parse
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.errors import UserError
 from toolkit.inference.folding import FoldedGenerator
 from toolkit.inference.sampling import load_generator
@@ -213,7 +213,7 @@ def test_ranges(arguments, words):
 
 
 def test_options_read_back_from_a_recorded_config(tmp_path):
-    config = TrainConfig(resolution=16, **EVERYTHING)
+    config = ResolvedConfig(resolution=16, **EVERYTHING)
     (tmp_path / "config.yaml").write_text(dump(config))
     assert parse(TrainConfig, ["--config", str(tmp_path / "config.yaml")]) == config
     flags = ["--attention", "4,8", "--g_text_blocks", "--d_projections", "2"]
@@ -234,7 +234,7 @@ def test_multiply_adds_in_closed_form():
 
 @pytest.mark.parametrize("options", [{}, {"attention": "8,16", "skip_excitation": True}], ids=["plain", "attention"])
 def test_a_dry_run_shows_weights_and_multiply_adds(capsys, options):
-    config = TrainConfig(dry_run=True, **dataclasses.asdict(tiny(resolution=32, base_ch=16, **options)))
+    config = ResolvedConfig(dry_run=True, **dataclasses.asdict(tiny(resolution=32, base_ch=16, **options)))
     main(config)
     lines = capsys.readouterr().out.splitlines()[-2:]
     z, text, images = inputs(config, n=1)

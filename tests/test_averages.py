@@ -17,7 +17,7 @@ from tests.scored import untrained
 from tests.test_evaluator import Means
 from toolkit import generate
 from toolkit.command_line import dump, parse
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.images import save_png
 from toolkit.durable import file_sha256
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -56,14 +56,16 @@ def equal(one: dict, other: dict) -> bool:
 def test_names_are_the_half_lives():
     config = parse(TrainConfig, ["--ema_profiles", "80, 5,0.5"])
     assert config.profiles == {"ema_0.5kimg": 0.5, "ema_5kimg": 5.0, "ema_80kimg": 80.0}
-    assert parse(TrainConfig, ["--ema_profiles", "5"]).profiles == {"ema_5kimg": 5.0} and TrainConfig().profiles == {}
+    assert (
+        parse(TrainConfig, ["--ema_profiles", "5"]).profiles == {"ema_5kimg": 5.0} and ResolvedConfig().profiles == {}
+    )
     assert all(checkpoint.PROFILE.fullmatch(profile_file(name))[1] == name for name in config.profiles)
-    extremes = TrainConfig(ema_profiles="0.001,999999.999").profiles
+    extremes = ResolvedConfig(ema_profiles="0.001,999999.999").profiles
     assert list(extremes) == ["ema_0.001kimg", "ema_999999.999kimg"]
 
 
 def test_a_single_half_life_survives_the_config_file(tmp_path):
-    (tmp_path / "config.yaml").write_text(dump(TrainConfig(ema_profiles="5")))
+    (tmp_path / "config.yaml").write_text(dump(ResolvedConfig(ema_profiles="5")))
     assert parse(TrainConfig, ["--config", str(tmp_path / "config.yaml")]).ema_profiles == "5"
 
 

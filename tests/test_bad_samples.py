@@ -13,7 +13,7 @@ from PIL import Image
 from tests.hostile import npy
 from tests.running import TINY, assert_equal_runs, logged, train
 from toolkit import draws
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import BAD_IN_A_ROW, Batch, ShardDataset, batches
 from toolkit.data.feed import NAMED, SHARE_OF, Feed
 from toolkit.data.shard_format import INDEX_NAME
@@ -217,7 +217,7 @@ def test_what_is_drawn_and_scored_leaves_damaged_samples_out(copy, tmp_path):
     damaged = {number for number in range(24) if number % 2}
     for number in damaged:
         spoil(copy, number)
-    config = TrainConfig(data=str(copy), **TINY, n_sample=28, score_count=24)
+    config = ResolvedConfig(data=str(copy), **TINY, n_sample=28, score_count=24)
     grid = SampleGrid(ShardSet(copy), config)
     sound = [shards.read(number).captions[0] for number in order() if number not in damaged]
     assert [row.captions[0] for row in grid.rows] == list(dict.fromkeys(sound))[:7] and len(grid.reals) == len(

@@ -20,7 +20,7 @@ from shards import embed
 from tests.running import TINY, lone_trainer, next_batch, train
 from tests.tiny_clip import NAME, save_weights
 from toolkit.checks.memory import estimate
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -121,7 +121,7 @@ def test_what_cannot_guide_is_one_line(clip_shards, weights, shard_folder, tmp_p
     with pytest.raises(UserError, match="embedded by 'hashing'"):
         lone_trainer(shard_folder, clip_guidance=0.2)
     with pytest.raises(UserError, match="clip_guidance is -1"):
-        TrainConfig(clip_guidance=-1)
+        ResolvedConfig(clip_guidance=-1)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -173,7 +173,7 @@ def test_compiled_it_is_the_same(clip_shards, weights):
 
 
 def test_the_estimate_counts_the_tower(clip_shards, weights):
-    without, with_it = (estimate(TrainConfig(**TINY, clip_guidance=w), 1, "no", NAME) for w in (0.0, 1.0))
+    without, with_it = (estimate(ResolvedConfig(**TINY, clip_guidance=w), 1, "no", NAME) for w in (0.0, 1.0))
     guidance = load_clip_guidance(ShardSet(clip_shards).manifest.encoder, weights[0])
     tensors = [*guidance.parameters(), *guidance.buffers()]
     assert with_it.networks - without.networks == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -216,9 +216,9 @@ def test_training_does_not_start_with_its_guide_as_a_judge(clip_shards):
     shards.manifest = dataclasses.replace(shards.manifest, encoder=identity)
     options = {"score": "none", "eval_every": 1, "metrics": "clip_score", "eval_count": 64}
     with pytest.raises(UserError, match="^clip_score would be by .*leave them out of --metrics"):
-        during_training.check(TrainConfig(**TINY, **options, clip_guidance=0.2), shards)
+        during_training.check(ResolvedConfig(**TINY, **options, clip_guidance=0.2), shards)
     with pytest.raises(UserError, match="at least 64 images"):  # the next check: this one has passed
-        during_training.check(TrainConfig(**TINY, **options), shards)
+        during_training.check(ResolvedConfig(**TINY, **options), shards)
 
 
 def test_a_loaded_clip_is_known_by_its_vectors(clip_shards, weights):

@@ -14,7 +14,7 @@ from evaluation.compare.significance import Summary, holm, least_shown, summary,
 from evaluation.compare.verdicts import compare
 from evaluation.run_scores.reading import Evaluation
 from toolkit.command_line import dump, parse
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 
 PROTOCOL = {"real": "shards", "n_real": 1000, "n_fake": 1000, "resolution": "32x32", "captions_sha256": "ab",
@@ -27,7 +27,7 @@ def write_run(
 ) -> str:
     """A run folder with config.yaml and an evaluation; run again, one more evaluation."""
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(TrainConfig(out_dir=str(folder), data="shards", **options)))
+    (folder / "config.yaml").write_text(dump(ResolvedConfig(out_dir=str(folder), data="shards", **options)))
     report = {"scores": scores, "protocol": {**PROTOCOL, "fake": str(folder), "step": step, **(protocol or {})}}
     (folder / "evaluations" / (name or f"step_{step:07d}.json")).write_text(json.dumps(report))
     return str(folder)
@@ -41,7 +41,7 @@ def variants(*groups: dict[str, list[float]]) -> list[Variant]:
         for seed in range(len(next(iter(group.values())))):
             scores = {name: values[seed] for name, values in group.items()}
             evaluation = Evaluation(Path("e.json"), 1, scores, [], PROTOCOL)
-            runs.append(ScoredRun(Path(f"{place}_{seed}"), TrainConfig(seed=seed), "", evaluation))
+            runs.append(ScoredRun(Path(f"{place}_{seed}"), ResolvedConfig(seed=seed), "", evaluation))
         found.append(Variant(letters(place), runs))
     return found
 
@@ -237,4 +237,4 @@ def test_run_folders_stand_first_whatever_their_names():
 
 def test_neutral_options_exist():
     coming = {"eval_every", "eval_count", "eval_minutes", "metrics"}  # of evaluations during training
-    assert set(NEUTRAL) - coming <= {field for field in TrainConfig.__dataclass_fields__}
+    assert set(NEUTRAL) - coming <= {field for field in ResolvedConfig.__dataclass_fields__}

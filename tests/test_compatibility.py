@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.running import PLAIN, TENSORS, TINY, logged, train
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_format import MANIFEST_NAME
 from toolkit.data.shard_reader import ShardSet
 from toolkit.durable import file_sha256
@@ -30,7 +30,7 @@ FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1" / "ckpt_0000003"
 
 
 def trainer(shard_folder: Path, **options) -> Trainer:
-    config = TrainConfig(**{"data": str(shard_folder), **TINY, **options})
+    config = ResolvedConfig(**{"data": str(shard_folder), **TINY, **options})
     return Trainer(config, Accelerator(cpu=True), ShardSet(shard_folder))
 
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_format_1_loads_with_defaults_for_what_it_did_not_have()
     snapshot = checkpoint.load(FORMAT_1)
     assert {"adaptive", "rollbacks"}.isdisjoint(snapshot.state)
     options = {"resolution": 16, "base_ch": 1, "z_dim": 2, "cond_dim": 2, "d_scales": 1, "batch": 8, "seed": 5}
-    config = TrainConfig(**{**PLAIN, **options, "d_steps": 2})
+    config = ResolvedConfig(**{**PLAIN, **options, "d_steps": 2})
     networks = {"G": nn.Linear(2, 3), "D": nn.Linear(3, 1)}
     phases = {
         name: SimpleNamespace(network=network, optimizer=torch.optim.Adam(network.parameters(), 0.5, fused=True))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.running import lone_trainer, next_batch
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
 from toolkit.training.conditioning import perturbed, text_share
@@ -32,11 +32,11 @@ def test_in_many_dimensions_noise_is_orthogonal_to_the_text():
 
 
 def test_the_ramp():
-    options = TrainConfig(unconditional_kimg=2, ramp_kimg=4)
+    options = ResolvedConfig(unconditional_kimg=2, ramp_kimg=4)
     pairs = [(text_share(n, options), n) for n in (0, 1999, 2000, 3000, 6000, 10**6)]
     assert [share for share, _ in pairs] == [0.0, 0.0, 0.0, 0.25, 1.0, 1.0]
-    assert text_share(0, TrainConfig()) == 1.0
-    assert text_share(2000, TrainConfig(unconditional_kimg=2)) == 1.0
+    assert text_share(0, ResolvedConfig()) == 1.0
+    assert text_share(2000, ResolvedConfig(unconditional_kimg=2)) == 1.0
 
 
 def test_before_the_ramp_no_text_reaches_a_network(shard_folder):
@@ -81,4 +81,4 @@ def test_mismatched_captions_are_read_for_g_alone_too(shard_folder):
 @pytest.mark.parametrize("options", [{"text_noise": -1}, {"ramp_kimg": -1}, {"g_mismatch_weight": float("inf")}])
 def test_out_of_range(options):
     with pytest.raises(UserError, match=next(iter(options))):
-        TrainConfig(**options)
+        ResolvedConfig(**options)

@@ -9,7 +9,7 @@ import pytest
 from evaluation.toy_agreement import AgreementOptions
 from tests.conftest import REPOSITORY
 from toolkit.command_line import dump, parse
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.errors import UserError
 
 
@@ -105,19 +105,34 @@ def test_non_utf8_and_huge_files(tmp_path):
 
 
 def test_shares_of_the_global_batch():
-    config = TrainConfig(batch=24, batch_gpu=4)
+    config = ResolvedConfig(batch=24, batch_gpu=4)
     assert config.per_process(1) == (24, 6) and config.per_process(2) == (12, 3)
-    assert TrainConfig(batch=24).per_process(3) == (8, 1)
-    assert TrainConfig(batch=24, batch_gpu=100).per_process(2) == (12, 1)
+    assert ResolvedConfig(batch=24).per_process(3) == (8, 1)
+    assert ResolvedConfig(batch=24, batch_gpu=100).per_process(2) == (12, 1)
     with pytest.raises(UserError, match="batch 24 is not divisible by 5 processes"):
         config.per_process(5)
     with pytest.raises(UserError, match="does not split evenly"):
-        TrainConfig(batch=7, batch_gpu=4).per_process(1)
+        ResolvedConfig(batch=7, batch_gpu=4).per_process(1)
+
+
+def test_what_runs_has_numbers_and_reads_back_equal(tmp_path):
+    options = TrainConfig(batch="auto", r1_penalty="auto", r2_penalty=2.0, resolution=64)
+    config = options.resolved()
+    assert options.tries_batch_gpu and not TrainConfig(batch_gpu=4).tries_batch_gpu
+    assert (config.batch, config.batch_gpu, config.r2_penalty) == (32, None, 2.0)
+    assert config.r1_penalty == pytest.approx(0.0002 * 64**2 / 32)
+    assert parse(TrainConfig, ["--config", config_file(tmp_path, dump(config))]).resolved() == config
+    assert config.resolved() == config
+
+
+def test_every_option_stands_in_one_section():
+    names = [field.name for section in TrainConfig.SECTIONS for field in dataclasses.fields(section)]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(TrainConfig))
 
 
 def test_length_in_images_replaces_steps():
-    assert TrainConfig(kimg=10, batch=50, d_steps=1, iters=3).total_steps == 200
-    assert TrainConfig(kimg=10, batch=50, d_steps=2).total_steps == 100
+    assert ResolvedConfig(kimg=10, batch=50, d_steps=1, iters=3).total_steps == 200
+    assert ResolvedConfig(kimg=10, batch=50, d_steps=2).total_steps == 100
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)

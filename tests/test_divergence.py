@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.running import assert_equal_runs, train
 from toolkit import train as command
 from toolkit.command_line import run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import Diverged
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.checkpoint import NETWORKS, newest_valid
@@ -185,7 +185,7 @@ def test_an_fp16_scale_that_sinks_to_nothing_ends_the_run(shard_folder, tmp_path
 def test_the_command_ends_with_exit_code_3_and_one_line(shard_folder, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, lambda trainer: True)
     with pytest.raises(SystemExit, match="3"):
-        run(lambda config: train(shard_folder, tmp_path / "run", on_divergence="stop"), TrainConfig, ["--seed", "0"])
+        run(lambda config: train(shard_folder, tmp_path / "run", on_divergence="stop"), ResolvedConfig, ["--seed", "0"])
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "training diverged: a loss or gradient was no longer finite at step 1" in last and "Checkpoints are" in last
 

@@ -21,7 +21,7 @@ from toolkit.checks import checkup
 from toolkit.checks import pace as pace_module
 from toolkit.checks.checkup import FAIL, OK, WARN, Report, check_encoder, check_machine, check_memory, checkpoint_bytes
 from toolkit.checks.pace import Pace
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.run_folder import checkpoint
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def saved_run(shard_folder: Path, run: Path, **options) -> Path:
     """A run folder with a checkpoint after one step."""
-    config = TrainConfig(**{"data": str(shard_folder), "out_dir": str(run), **TINY, **options})
+    config = ResolvedConfig(**{"data": str(shard_folder), "out_dir": str(run), **TINY, **options})
     one = Trainer(config, Accelerator(cpu=True), ShardSet(shard_folder))
     one.step()
     path = checkpoint.save(run, take_snapshot(one), keep=3)
@@ -109,14 +109,14 @@ def test_what_would_end_the_run_is_named(capsys, shard_folder, tmp_path, options
 
 def test_a_full_disk_is_found_before_the_night(capsys, shard_folder, tmp_path, monkeypatch):
     """Three kept, one being written, the best one: five checkpoints must find room, of which two are there."""
-    size = checkpoint_bytes(TrainConfig(**TINY))
+    size = checkpoint_bytes(ResolvedConfig(**TINY))
     usage = namedtuple("usage", "total used free")
     for made in ("ckpt_0000001", "ckpt_0000002"):
         (tmp_path / "run" / made).mkdir(parents=True)
     for free, level in ((3 * size - 1, FAIL), (3 * size, OK)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(10**12, 0, free))
         report = Report(shown=False)
-        assert checkup.check_folder(report, TrainConfig(**TINY, out_dir=str(tmp_path / "run"))) > 0
+        assert checkup.check_folder(report, ResolvedConfig(**TINY, out_dir=str(tmp_path / "run"))) > 0
         assert [found for found, topic, _ in report.found if topic == "disk"] == [level]
     shutil.rmtree(tmp_path / "run")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 1000))
@@ -137,7 +137,7 @@ def test_a_checkpoint_has_the_size_that_is_reckoned_with(shard_folder, tmp_path)
     """Within 3 %: headers, batch-norm statistics and spectral-norm vectors are left out."""
     path = saved_run(shard_folder, tmp_path / "run")
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert checkpoint_bytes(TrainConfig(**TINY)) == pytest.approx(size, rel=0.03)
+    assert checkpoint_bytes(ResolvedConfig(**TINY)) == pytest.approx(size, rel=0.03)
 
 
 def test_the_checkpoint_to_go_on_from_is_tried_and_left_as_it_is(capsys, shard_folder, tmp_path):
@@ -173,7 +173,7 @@ def test_a_folder_in_use_is_found(capsys, shard_folder, tmp_path):
     assert code == 1 and end == "not ready: out_dir" and "in use by another run" in found["out_dir"][0][1]
     assert contents(run) == before
     report = Report(shown=False)
-    checkup.check_folder(report, TrainConfig(**TINY, out_dir=str(run)))
+    checkup.check_folder(report, ResolvedConfig(**TINY, out_dir=str(run)))
     assert not report.of(FAIL)
 
 
@@ -234,7 +234,7 @@ def test_gpus_that_stay_idle_are_pointed_out(monkeypatch, device, cards, here, l
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     report = Report(shown=False)
-    check_machine(report, TrainConfig(), State(torch.device(device), here, "no"))
+    check_machine(report, ResolvedConfig(), State(torch.device(device), here, "no"))
     assert [(found, text in said) for found, topic, said in report.found if topic == "processes"] == [(level, True)]
 
 
@@ -243,7 +243,7 @@ def test_the_estimate_is_held_against_the_memory_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     options = {**TINY, "batch": 64}
-    needed = checkup.memory.estimate(TrainConfig(**options), 1, "no")
+    needed = checkup.memory.estimate(ResolvedConfig(**options), 1, "no")
     monkeypatch.setattr(checkup.memory, "estimate", lambda config, processes, precision, encoder: needed)
     cases = [
         (needed.total() + 1, None, OK, "room for about 64 images"),
@@ -255,7 +255,8 @@ def test_the_estimate_is_held_against_the_memory_there_is(monkeypatch):
         card = namedtuple("Card", "total_memory")(room + checkup.CARD_EXTRA)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
         report = Report(shown=False)
-        check_memory(report, TrainConfig(**options, batch_gpu=batch_gpu), state)
+        given = TrainConfig(**options, batch_gpu=batch_gpu)
+        check_memory(report, given.resolved(), state, given.tries_batch_gpu)
         assert [(found, text in said) for found, _, said in report.found] == [(level, True)], report.found
 
 
@@ -268,15 +269,15 @@ def test_an_encoder_nobody_knows_is_no_obstacle_to_training():
 
 def test_times_add_up():
     """16 s a step with R1, 1 s without, every 15th: 2 s. 100 steps, 3 sample grids and 2 checkpoints."""
-    config = TrainConfig(r1_interval=15, sample_every=50, ckpt_every=100, n_sample=10, score_count=100, workers=2)
+    config = ResolvedConfig(r1_interval=15, sample_every=50, ckpt_every=100, n_sample=10, score_count=100, workers=2)
     pace = Pace(step=1.0, penalised=16.0, loading=0.5, image=0.1)
     assert pace.mean_step(config) == 2.0
     assert pace.total(config, 100, checkpoint_seconds=5.0) == pytest.approx(100 * 2 + 3 * 1 + 2 * 10 + 2 * 5)
-    evaluating = TrainConfig(**{**vars(config), "eval_every": 25, "eval_count": 30})
+    evaluating = ResolvedConfig(**{**vars(config), "eval_every": 25, "eval_count": 30})
     assert pace.total(evaluating, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(5 * 3)  # images alone
     starved = pace._replace(loading=3.0)
     assert starved.total(config, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(100)
-    alone = TrainConfig(**{**vars(config), "workers": 0})
+    alone = ResolvedConfig(**{**vars(config), "workers": 0})
     assert starved.total(alone, 100, 5.0) - pace.total(config, 100, 5.0) == pytest.approx(300)
     assert pace._replace(penalised=0.9).mean_step(config) == 1.0  # noise, not a gain
     spoken = [doctor.duration(seconds) for seconds in (42, 780, 26_400, 100_000, 273_600)]
@@ -297,7 +298,7 @@ def test_times_add_up():
 def test_a_step_that_would_wait_for_its_data_is_pointed_out(monkeypatch, workers, loading, level, text):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     report = Report(shown=False)
-    config, pace = TrainConfig(workers=workers), Pace(1.0, 1.0, loading, 0.1)
+    config, pace = ResolvedConfig(workers=workers), Pace(1.0, 1.0, loading, 0.1)
     doctor.describe_pace(report, config, pace, State(torch.device("cpu"), 1, "no"))
     assert [(found, text in said) for found, topic, said in report.found if topic == "loading"] == [(level, True)]
 
@@ -345,7 +346,7 @@ def test_two_processes_that_cannot_train_say_so_once(shard_folder, tmp_path):
 def test_a_command_that_started_from_another_run_is_judged_by_where_it_has_got_to(shard_folder, tmp_path):
     """As training does: --resume_from OTHER counts until out_dir has a checkpoint of its own."""
     other = saved_run(shard_folder, tmp_path / "other")
-    config = TrainConfig(data=str(shard_folder), out_dir=str(tmp_path / "run"), resume_from=str(other))
+    config = ResolvedConfig(data=str(shard_folder), out_dir=str(tmp_path / "run"), resume_from=str(other))
     assert doctor.find_start(Report(False), config) == other
     own = tmp_path / "run" / other.name
     shutil.copytree(other, own)

@@ -10,7 +10,7 @@ from evaluation.fid import FidOptions, fid
 from tests.inception_files import write_random
 from tests.running import QUIET
 from tests.scored import write_shards
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.train import main
@@ -28,10 +28,10 @@ def shards(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data") / "shards", 72)
 
 
-def config(shards: Path, weights: Path | None, out: Path, **changes) -> TrainConfig:
+def config(shards: Path, weights: Path | None, out: Path, **changes) -> ResolvedConfig:
     small = QUIET | {"data": str(shards), "out_dir": str(out), "resolution": 16, "iters": 4, "g_norm": "batch",
                      "score_weights": weights and str(weights), "score_layer": 64}  # fmt: skip
-    return TrainConfig(**(small | changes)).with_numbers()
+    return ResolvedConfig(**(small | changes))
 
 
 def weights_of(run: Path) -> bytes:

@@ -26,7 +26,7 @@ from tests.running import TENSORS, TINY, assert_equal_runs, logged, lone_trainer
 from tests.scored import untrained, write_shards
 from tests.test_memory import random_batch
 from toolkit.checks.memory import estimate, saved_bytes
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -209,8 +209,8 @@ def test_bad_names_and_files_are_one_line(files, clips, tmp_path):
 ])  # fmt: skip
 def test_options_that_cannot_be(options, message):
     with pytest.raises(UserError, match=message):
-        TrainConfig(**options)
-    TrainConfig(frozen_backbone="timm/test_vit", **INSTEAD)
+        ResolvedConfig(**options)
+    ResolvedConfig(frozen_backbone="timm/test_vit", **INSTEAD)
 
 
 @pytest.mark.parametrize("scales", [0, 2])
@@ -386,7 +386,7 @@ def test_the_memory_estimate_is_what_a_real_step_saves(shard_folder, clips, opti
 
 def test_a_dry_run_downloads_nothing(capsys, monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("downloads"))
-    config = TrainConfig(**TINY | INSTEAD, frozen_backbone="timm/vit_small_patch14_dinov2.lvd142m", dry_run=True)
+    config = ResolvedConfig(**TINY | INSTEAD, frozen_backbone="timm/vit_small_patch14_dinov2.lvd142m", dry_run=True)
     toolkit.train.main(config)
     said = capsys.readouterr().out
     assert "frozen_backbone: timm/vit_small_patch14_dinov2.lvd142m" in said and "# Discriminator: " in said
@@ -440,7 +440,7 @@ def test_a_checkpoint_tells_its_backbone_and_is_not_scored_by_it(tmp_path):
 def test_training_does_not_start_with_its_backbone_as_a_judge(tmp_path):
     shards = write_shards(tmp_path / "shards", 72)
     options = {**TINY, "data": str(shards), "score": "none", "eval_every": 2, "score_count": 64}
-    config = TrainConfig(**options, frozen_backbone=OWN_CLIP, metrics="fid,clip_score")
+    config = ResolvedConfig(**options, frozen_backbone=OWN_CLIP, metrics="fid,clip_score")
     with pytest.raises(UserError, match="^clip_score would be by .* leave them out of --metrics .*--clip_model"):
         during_training.check(config, ShardSet(shards))
     scored = dataclasses.replace(config, metrics="fid", score="r_precision")

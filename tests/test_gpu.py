@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from tests.running import TINY, lone_trainer
 from toolkit.checks import memory
 from toolkit.checks.micro_batch import largest_micro_batch
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder.records import Window
@@ -41,7 +41,7 @@ def exact_and_fresh(monkeypatch):
 def on_gpu(shard_folder: Path, precision: str = "no", **options) -> Trainer:
     AcceleratorState._reset_state(reset_partial_state=True)
     values = {**TINY, "data": str(shard_folder), "mixed_precision": precision, **options}
-    config = TrainConfig(**values)
+    config = ResolvedConfig(**values)
     accelerator = start_accelerator(config)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

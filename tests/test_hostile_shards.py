@@ -21,7 +21,7 @@ from shards.inspect import __main__ as inspect_command
 from shards.inspect import checks
 from tests.hostile import ROOM, SHARD, Canary, build, contents, data_end, members, outcome, seal, tar_of
 from tests.test_damaged import memory
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_format import INDEX_NAME, Manifest
 from toolkit.data.shard_reader import DamagedSample, ShardSet
 from toolkit.data.tar_index import index_tar
@@ -220,7 +220,7 @@ def test_only_local_folders_are_read(tmp_path, monkeypatch, spec):
         memory(ROOM),
     ):
         for ask in (
-            lambda: toolkit.train.main(TrainConfig(data=spec, out_dir="run")),
+            lambda: toolkit.train.main(ResolvedConfig(data=spec, out_dir="run")),
             lambda: inspect_command.main(inspect_command.InspectOptions(Path(spec), verify=True)),
             lambda: ShardSet(spec),
         ):

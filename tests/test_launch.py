@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from tests.running import QUIET, assert_equal_runs, finish, launch, lone_trainer, train
 from toolkit import command_line
 from toolkit import train as command
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 from toolkit.launching.launch import start_accelerator
 from toolkit.run_folder.checkpoint import checkpoints, newest_valid
@@ -61,7 +61,7 @@ def test_accelerate_starting_one_process_instead_of_two_is_refused(shard_folder,
 
 def test_no_argument_at_all_is_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="1"):
-        command_line.run(command.main, TrainConfig, [])
+        command_line.run(command.main, ResolvedConfig, [])
     assert capsys.readouterr().err == "toolkit.train: no data: pass --data SHARDS (made by python -m shards.create)\n"
 
 
@@ -107,14 +107,14 @@ def test_back_ends_that_cannot_train_two_networks_are_refused_in_one_line(monkey
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(UserError, match=words) as told:
-        start_accelerator(TrainConfig())
+        start_accelerator(ResolvedConfig())
     assert "\n" not in str(told.value)
 
 
 def test_the_networks_are_prepared_without_what_would_spoil_r1(monkeypatch):
     """No static graph (gradients would silently not be averaged), no buffers broadcast between two forwards of D."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    options = start_accelerator(TrainConfig()).ddp_handler
+    options = start_accelerator(ResolvedConfig()).ddp_handler
     assert not options.static_graph and not options.broadcast_buffers and not options.find_unused_parameters
 
 

@@ -18,7 +18,7 @@ from tests.test_architecture import EVERYTHING as ARCHITECTURE
 from toolkit.checks import micro_batch
 from toolkit.checks.memory import estimate, explain_out_of_memory, is_out_of_memory, saved_bytes
 from toolkit.checks.micro_batch import agreed, largest_micro_batch, largest_that_fits
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
@@ -35,11 +35,11 @@ EVERYTHING = {
 
 def trainer(shard_folder: Path, precision: str = "no", **options) -> Trainer:
     AcceleratorState._reset_state(reset_partial_state=True)
-    config = TrainConfig(**{"data": str(shard_folder), **TINY, **options})
+    config = ResolvedConfig(**{"data": str(shard_folder), **TINY, **options})
     return Trainer(config, Accelerator(cpu=True, mixed_precision=precision), ShardSet(shard_folder))
 
 
-def random_batch(count: int, config: TrainConfig) -> Batch:
+def random_batch(count: int, config: ResolvedConfig) -> Batch:
     images = torch.randint(0, 256, (count, 3, config.resolution, config.resolution), dtype=torch.uint8)
     text = nn.functional.normalize(torch.randn(count, config.cond_dim), dim=1)
     return Batch(images, text, text.flip(0), torch.ones(count), ("",) * count, slice(0, count))
@@ -79,7 +79,7 @@ def test_the_estimate_equals_what_a_real_step_saves(shard_folder, precision, opt
 
 def test_the_perceptual_loss_counts_vgg_and_its_activations():
     """VGG-16 up to relu4_3: 7,635,264 weights; at 16 px the five fp32 maps of its first two blocks alone are 262 kB."""
-    without, with_it = (estimate(TrainConfig(**TINY, perceptual=weight), 1, "no") for weight in (0.0, 1.0))
+    without, with_it = (estimate(ResolvedConfig(**TINY, perceptual=weight), 1, "no") for weight in (0.0, 1.0))
     assert with_it.networks - without.networks == 4 * 7_635_264
     maps = 4 * (2 * 64 * 16 * 16 + 64 * 8 * 8 + 2 * 128 * 8 * 8)  # relu1_1, relu1_2, their pool, relu2_1, relu2_2
     assert maps < with_it.g_phase[1] - without.g_phase[1] < 3 * maps
@@ -87,7 +87,7 @@ def test_the_perceptual_loss_counts_vgg_and_its_activations():
 
 
 def test_what_does_not_depend_on_the_batch_is_counted_in_closed_form():
-    config = TrainConfig(**TINY, batch_gpu=2)
+    config = ResolvedConfig(**TINY, batch_gpu=2)
     G, D = Generator(config), Discriminator(config)
     g, d = count_parameters(G), count_parameters(D)
     buffers = [sum(b.numel() * b.element_size() for b in network.buffers()) for network in (G, D)]
@@ -105,8 +105,8 @@ def test_what_does_not_depend_on_the_batch_is_counted_in_closed_form():
 def test_half_precision_saves_half_but_for_the_pass_that_r1_differentiates():
     """Without R1 all maps shrink to half; with it D's pass over real images stays fp32."""
     config = {"resolution": 32, "base_ch": 16, "d_scales": 1, "r2_penalty": 0}
-    plain, lean = (estimate(TrainConfig(**config, r1_penalty=0), 1, p).d_phase[1] for p in ("no", "fp16"))
-    full, mixed, other = (estimate(TrainConfig(**config), 1, p).d_phase[1] for p in ("no", "fp16", "bf16"))
+    plain, lean = (estimate(ResolvedConfig(**config, r1_penalty=0), 1, p).d_phase[1] for p in ("no", "fp16"))
+    full, mixed, other = (estimate(ResolvedConfig(**config), 1, p).d_phase[1] for p in ("no", "fp16", "bf16"))
     assert 0.5 < lean / plain < 0.65
     assert full - mixed == pytest.approx((plain - lean) / 2, rel=0.1)  # of the two passes only one is halved
     assert other == mixed
@@ -114,9 +114,9 @@ def test_half_precision_saves_half_but_for_the_pass_that_r1_differentiates():
 
 def test_auto_is_estimated_at_the_whole_share():
     options = {**TINY, "batch": "auto"}
-    assert estimate(TrainConfig(**options), 2, "no").micro_batch == 16  # 'auto' is 32 images
+    assert estimate(TrainConfig(**options).resolved(), 2, "no").micro_batch == 16  # 'auto' is 32 images
     with pytest.raises(UserError, match="not divisible by 3"):
-        estimate(TrainConfig(**options), 3, "no")
+        estimate(TrainConfig(**options).resolved(), 3, "no")
 
 
 class Card:
@@ -234,7 +234,7 @@ def test_a_cpu_takes_the_whole_share_without_a_trial(shard_folder):
 
 
 def test_no_room_for_one_image_is_an_error_with_remedies(shard_folder):
-    one = trainer(shard_folder, batch_gpu="auto")
+    one = trainer(shard_folder)
     assert agreed(one, 4) == 4
     with pytest.raises(UserError) as caught:
         agreed(one, 0)
@@ -244,14 +244,14 @@ def test_no_room_for_one_image_is_an_error_with_remedies(shard_folder):
 
 
 def test_remedies_carry_this_configs_values(monkeypatch):
-    config = TrainConfig(resolution=64, base_ch=32, batch=24, batch_gpu=12, d_scales=2)
+    config = ResolvedConfig(resolution=64, base_ch=32, batch=24, batch_gpu=12, d_scales=2)
     said = explain_out_of_memory(config, torch.device("cpu"))
     assert said == (
         "out of memory on the CPU with 12 images at once; try --batch_gpu 6 or --d_scales 1 (in a new run) or "
         "--base_ch 16 (in a new run)"
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
-    whole = TrainConfig(resolution=64, batch=30)
+    whole = ResolvedConfig(resolution=64, batch=30)
     assert "with 15 images at once; try --batch_gpu 5 or" in explain_out_of_memory(whole, torch.device("cpu"))
     card = type("Card", (), {"total_memory": 15 * 2**30})
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 14 * 2**30)
@@ -266,12 +266,12 @@ def test_remedies_carry_this_configs_values(monkeypatch):
 TWO_CARDS = """
 import sys, torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.checks.micro_batch import agreed, largest_that_fits
 from toolkit.training.trainer import Trainer
 def start():
-    config = TrainConfig(data=sys.argv[1], resolution=16, base_ch=4, z_dim=8, batch=16, workers=0, g_norm="group")
+    config = ResolvedConfig(data=sys.argv[1], resolution=16, base_ch=4, z_dim=8, batch=16, workers=0, g_norm="group")
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
     return Trainer(config, Accelerator(cpu=True, kwargs_handlers=handlers), ShardSet(sys.argv[1]))
 plain, tried = start(), start()
@@ -308,7 +308,7 @@ def test_two_processes_agree_on_the_smaller_and_train_as_if_never_tried(shard_fo
 def test_the_estimate_is_near_the_peak_of_a_gpu(shard_folder):
     """Of the allocator, that is without CUDA's context and what the allocator reserves beyond."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    config = TrainConfig(data=str(shard_folder), **(TINY | {"base_ch": 64}))
+    config = ResolvedConfig(data=str(shard_folder), **(TINY | {"base_ch": 64}))
     one = Trainer(config, Accelerator(), ShardSet(shard_folder))
     torch.cuda.reset_peak_memory_stats()
     one.step()

@@ -154,5 +154,5 @@ def test_the_verdict_names_the_worst_first():
 def test_options_out_of_range_are_refused():
     for name, value in {"watch_spike": -1.0, "watch_text": math.nan, "rollback_lr": 0.0, "max_rollbacks": -1}.items():
         with pytest.raises(UserError, match=f"^{name} is "):
-            WatchOptions(**{name: value}).check_watching()
-    WatchOptions().check_watching()
+            WatchOptions(**{name: value}).validate()
+    WatchOptions().validate()

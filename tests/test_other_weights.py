@@ -18,7 +18,7 @@ from shards.inspect.__main__ import InspectOptions
 from tests.running import QUIET, train
 from tests.tiny_clip import NAME, save_weights
 from toolkit import doctor, generate
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 from toolkit.generate import GenerateOptions
 
@@ -61,7 +61,7 @@ def test_in_training(run: Path, shards: Path, embedded_by_others: Path) -> None:
 def test_before_training(run: Path, embedded_by_others: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     AcceleratorState._reset_state(reset_partial_state=True)
-    config = TrainConfig(data=str(embedded_by_others), out_dir=str(run), cond_dim=32, iters=2, **QUIET)
+    config = ResolvedConfig(data=str(embedded_by_others), out_dir=str(run), cond_dim=32, iters=2, **QUIET)
     with pytest.raises(SystemExit) as ended:
         doctor.main(config)
     AcceleratorState._reset_state(reset_partial_state=True)

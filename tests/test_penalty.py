@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.running import lone_trainer, next_batch
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
 from toolkit.training.penalty import share_left, weight_of
@@ -18,20 +18,20 @@ def test_auto_is_stylegan2_adas_heuristic(resolution, batch, expected):
 
 
 def test_the_course_is_half_a_cosine_and_then_level():
-    options = TrainConfig(r1_end=0.1, r1_kimg=10)
+    options = ResolvedConfig(r1_end=0.1, r1_kimg=10)
     for thousands, share in ((0, 1.0), (5, 0.55), (10, 0.1), (50, 0.1)):
         assert share_left(1000 * thousands, options, total=10**6) == pytest.approx(share)
     third = 1 - 0.9 * (1 - math.cos(math.pi / 3)) / 2
     assert share_left(3333, options, total=10**6) == pytest.approx(third, abs=1e-3)
-    whole = TrainConfig(r1_end=0.1)
+    whole = ResolvedConfig(r1_end=0.1)
     assert share_left(600, whole, total=1200) == pytest.approx(0.55)
-    assert share_left(600, TrainConfig(), total=1200) == 1.0
+    assert share_left(600, ResolvedConfig(), total=1200) == 1.0
 
 
 def test_both_weights_of_a_config_follow_it():
     config = TrainConfig(
         resolution=32, d_scales=1, batch=16, iters=100, r1_penalty="auto", r2_penalty=2.0, r1_end=0.0, r1_kimg=1
-    )
+    ).resolved()
     assert config.penalties(0) == pytest.approx((0.0128, 2.0))
     assert config.penalties(500) == pytest.approx((0.0064, 1.0))
     assert config.penalties(1000) == pytest.approx((0.0, 0.0))
@@ -56,4 +56,4 @@ def test_the_loss_holds_the_weight_of_the_moment(shard_folder):
 @pytest.mark.parametrize("options", [{"r1_penalty": -1}, {"r2_penalty": math.nan}, {"r1_end": -0.1}, {"r1_kimg": 0}])
 def test_out_of_range(options):
     with pytest.raises(UserError, match=next(iter(options))):
-        TrainConfig(**options)
+        ResolvedConfig(**options)

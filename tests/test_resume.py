@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.running import PLAIN, TINY, assert_equal_runs, finish, launch, logged, run_training, train
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.health.score import Scoring
@@ -24,7 +24,7 @@ from toolkit.training.trainer import Trainer
 
 COURSE = {"iters": 9, "r1_interval": 4}
 """24 images in batches of 8: an epoch ends after steps 3, 6, 9; R1 is computed in steps 1, 5 and 9."""
-DEFAULTS = {**COURSE, **{name: getattr(TrainConfig(), name) for name in PLAIN}, "g_norm": TrainConfig().g_norm}
+DEFAULTS = {**COURSE, **{name: getattr(ResolvedConfig(), name) for name in PLAIN}, "g_norm": ResolvedConfig().g_norm}
 """The recipe that a run has where nothing is said."""
 ADAPTING = {
     "adaptive_augment": True, "adaptive_d_steps": True, "adaptive_r1": True, "ada_kimg": 1.0, "ada_target": -0.9,
@@ -118,7 +118,7 @@ def test_a_resumed_run_keeps_the_fp16_loss_scale(shard_folder, tmp_path):
     """The scale, and the steps since it last grew: it must double again at the right step."""
 
     def trainer() -> Trainer:
-        one = Trainer(TrainConfig(data=str(shard_folder), **TINY), Accelerator(cpu=True), ShardSet(shard_folder))
+        one = Trainer(ResolvedConfig(data=str(shard_folder), **TINY), Accelerator(cpu=True), ShardSet(shard_folder))
         one.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=6)
         return one
 

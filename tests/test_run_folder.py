@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.running import finish, launch, logged, train
 from tests.test_checkpoint import snapshot
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 from toolkit.health.score import Scoring
 from toolkit.run_folder import checkpoint
@@ -234,10 +234,10 @@ def test_the_best_checkpoint_is_never_pruned_also_after_a_resume(shard_folder, t
 
 def test_keeping_a_single_checkpoint_is_refused():
     with pytest.raises(UserError, match="keep is 1; it must be at least 2"):
-        TrainConfig(keep=1)
+        ResolvedConfig(keep=1)
     with pytest.raises(UserError, match="keep is -1"):
-        TrainConfig(keep=-1)
-    assert TrainConfig(keep=0).keep == 0 and TrainConfig(keep=2).keep == 2
+        ResolvedConfig(keep=-1)
+    assert ResolvedConfig(keep=0).keep == 0 and ResolvedConfig(keep=2).keep == 2
 
 
 def test_what_a_kill_left_is_put_right_when_the_next_run_starts(shard_folder, tmp_path):

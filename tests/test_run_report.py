@@ -22,7 +22,7 @@ from evaluation.scoring.scores import METRICS
 from tests.running import train
 from tests.test_report import Page
 from toolkit.command_line import dump
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 from toolkit.run_folder.captioned_grid import draw_captioned_grid
 
@@ -278,7 +278,7 @@ def test_what_is_missing_is_said(tmp_path):
         write(bare)
     with pytest.raises(UserError, match="nowhere does not exist"):
         write(tmp_path / "nowhere")
-    (bare / "config.yaml").write_text(dump(TrainConfig(data="shards")))
+    (bare / "config.yaml").write_text(dump(ResolvedConfig(data="shards")))
     shown = Page(write(bare)).shown
     for sentence in ("No samples yet", "No evaluation yet", "--real shards", "Nothing has been logged yet",
                      "No evaluation holds scores by prompt", "the monitor has not said anything",
@@ -300,7 +300,7 @@ def test_damaged_logs_do_not_end_the_report(run):
 def test_options_against_the_defaults_and_another_run(run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.yaml").write_text(dump(TrainConfig(lr_g=5e-4, loss="relativistic")))
+    (other / "config.yaml").write_text(dump(ResolvedConfig(lr_g=5e-4, loss="relativistic")))
     rows = cells(write(run, against=other))
     assert ["loss", "hinge", "relativistic"] in rows and ["lr_g", "0.0003", "0.0005"] in rows
     assert ["lr_g", "0.0003", "0.00025"] in rows and not any(row[:1] == ["beta1"] for row in rows)

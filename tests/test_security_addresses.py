@@ -15,7 +15,7 @@ from evaluation.sources.opening import open_source
 from shards.inspect import __main__ as inspect_command
 from shards.report import __main__ as report_command
 from tests.shard_server import send, serving
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data import fetching
 from toolkit.data.addresses import check_address
 from toolkit.data.fetching import fetch
@@ -47,7 +47,7 @@ def test_nothing_else_is_followed(tmp_path, monkeypatch, location):
         mock.patch.object(fsspec, "filesystem") as filesystem,
     ):
         for ask in (
-            lambda: toolkit.train.main(TrainConfig(data=location, out_dir="run")),
+            lambda: toolkit.train.main(ResolvedConfig(data=location, out_dir="run")),
             lambda: inspect_command.main(inspect_command.InspectOptions(location, verify=True)),
             lambda: report_command.main(report_command.ReportOptions(location)),
             lambda: open_shards(location),

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.health.monitor import Monitor, WatchOptions
 from toolkit.health.signs import RULES, SCALES
 
@@ -166,7 +166,7 @@ def test_one_gradient_norm_is_compared_with_the_median_before_it():
 
 
 def test_every_finding_is_one_sentence_that_names_flags_that_exist():
-    flags = {field.name for field in dataclasses.fields(TrainConfig)}
+    flags = {field.name for field in dataclasses.fields(ResolvedConfig)}
     texts = set()
     for values, options, loss, _ in STATES:
         watch = monitor(loss, **options)

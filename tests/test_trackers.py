@@ -16,7 +16,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from tests.conftest import REPOSITORY
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.run_folder import trackers
 from toolkit.run_folder.trackers import Trackers
 
@@ -35,7 +35,7 @@ def no_credentials(tmp_path, monkeypatch):
 
 def start(run: Path, track: str, run_id: str | None = None, step: int = 0, **options) -> Trackers:
     run.mkdir(exist_ok=True)
-    config = TrainConfig(out_dir=str(run), track=track, **options)
+    config = ResolvedConfig(out_dir=str(run), track=track, **options)
     return Trackers(config, dataclasses.asdict(config), run_id, step)
 
 
@@ -145,10 +145,11 @@ def test_wandb_offline_stores_lines_along_their_own_step_and_a_resume_keeps_the_
 SECRET_RUN = """
 import dataclasses, sys
 from accelerate import PartialState
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.run_folder.trackers import Trackers
 PartialState(cpu=True)
-config = TrainConfig(out_dir=sys.argv[1], track="wandb,tensorboard", wandb_mode="offline", track_project="plainlyseen")
+tracking = {"track": "wandb,tensorboard", "wandb_mode": "offline", "track_project": "plainlyseen"}
+config = ResolvedConfig(out_dir=sys.argv[1], **tracking)
 one = Trackers(config, dataclasses.asdict(config), None)
 print("printedsecret")
 one.log({"step": 1, "loss_d": 0.5})

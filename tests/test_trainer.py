@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.running import TINY, lone_trainer, next_batch, run_training
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
@@ -26,7 +26,7 @@ from toolkit.training.trainer import Trainer, frozen
 
 
 def trainer(shard_folder: Path, **options) -> Trainer:
-    config = TrainConfig(**{"data": str(shard_folder), **TINY, **options})
+    config = ResolvedConfig(**{"data": str(shard_folder), **TINY, **options})
     return Trainer(config, Accelerator(cpu=True), ShardSet(shard_folder))
 
 
@@ -137,7 +137,7 @@ def test_bf16_stays_close_to_fp32_and_r1_is_exact(shard_folder):
 
     exact = trainer(shard_folder).step()
     AcceleratorState._reset_state(reset_partial_state=True)
-    config = TrainConfig(data=str(shard_folder), **TINY)
+    config = ResolvedConfig(data=str(shard_folder), **TINY)
     rounded = Trainer(config, Accelerator(cpu=True, mixed_precision="bf16"), ShardSet(shard_folder)).step()
     AcceleratorState._reset_state(reset_partial_state=True)
     assert rounded["r1"].item() == pytest.approx(exact["r1"].item(), rel=1e-5)

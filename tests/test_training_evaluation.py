@@ -15,7 +15,7 @@ from tests.evaluating import FakeEvaluator, evaluating
 from tests.running import assert_equal_runs, finish, launch, logged, train
 from tests.test_disk_full import fill
 from tests.test_divergence import poison
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 from toolkit.run_folder import checkpoint
 from toolkit.run_folder.evaluations import Evaluations, read_evaluations
@@ -261,19 +261,19 @@ def test_what_cannot_be_evaluated_is_said_before_training_starts(shard_folder, t
                                          ("score", "../x"), ("eval_minutes", math.nan), ("patience", -1)])  # fmt: skip
 def test_options_out_of_range_are_refused(name, value):
     with pytest.raises(UserError, match=f"^{name} is "):
-        TrainConfig(**{name: value})
+        ResolvedConfig(**{name: value})
 
 
 def test_an_evaluation_is_bounded_by_what_the_other_processes_wait():
-    assert TrainConfig(eval_minutes=2).evaluation_seconds == 120
-    assert TrainConfig(eval_minutes=20, timeout=600).evaluation_seconds == 300
+    assert ResolvedConfig(eval_minutes=2).evaluation_seconds == 120
+    assert ResolvedConfig(eval_minutes=20, timeout=600).evaluation_seconds == 300
 
 
 def test_an_old_config_evaluates_as_many_images_as_it_scored():
-    old = TrainConfig(score="fid", score_count=500).with_numbers()
+    old = ResolvedConfig(score="fid", score_count=500)
     assert (old.evaluation_count, old.evaluation_steps, old.evaluates) == (500, old.ckpt_every, True)
-    assert TrainConfig(score_count=500, eval_count=70).evaluation_count == 70
-    assert not TrainConfig().evaluates and TrainConfig(eval_every=7, score="fid").evaluation_steps == 7
+    assert ResolvedConfig(score_count=500, eval_count=70).evaluation_count == 70
+    assert not ResolvedConfig().evaluates and ResolvedConfig(eval_every=7, score="fid").evaluation_steps == 7
 
 
 @pytest.mark.dist

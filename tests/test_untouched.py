@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from tests.running import QUIET, assert_equal_runs, train
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.health.reports import Reports
 from toolkit.health.score import Scoring, SwdScore
@@ -58,7 +58,8 @@ def evaluate(trainer: Trainer) -> dict:
 @pytest.fixture
 def reports(shard_folder, tmp_path):
     """Of a training with batch norm, two steps old."""
-    config = TrainConfig(**{**QUIET, **COURSE, "data": str(shard_folder), "out_dir": str(tmp_path), "score_count": 64})
+    places = {"data": str(shard_folder), "out_dir": str(tmp_path)}
+    config = ResolvedConfig(**{**QUIET, **COURSE, **places, "score_count": 64})
     shards = ShardSet(shard_folder)
     trainer, score = Trainer(config, Accelerator(cpu=True), shards), SwdScore(shards, config)
     trainer.step()

@@ -82,7 +82,8 @@ def _parser(cls: type) -> ArgumentParser:
         prog=_program(), description=cls.__doc__, default_meta=False, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with values for the options below; flags win.")
-    parser.add_class_arguments(cls)
+    for section in getattr(cls, "SECTIONS", (cls,)):
+        parser.add_class_arguments(section)
     return parser
 
 

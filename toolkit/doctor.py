@@ -27,7 +27,7 @@ from toolkit.checks.checkup import (
 from toolkit.checks.micro_batch import largest_micro_batch
 from toolkit.checks.pace import Pace, measure
 from toolkit.command_line import run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.data.worker_count import WorkerCount
 from toolkit.errors import UserError
@@ -37,8 +37,8 @@ from toolkit.train import check_evaluation
 from toolkit.training.trainer import Trainer
 
 
-def main(config: TrainConfig) -> None:
-    config = config.with_numbers()
+def main(options: TrainConfig) -> None:
+    config = options.resolved()
     try:
         accelerator = start_accelerator(config)
     except UserError as error:
@@ -46,20 +46,23 @@ def main(config: TrainConfig) -> None:
         report.add(FAIL, "processes", str(error))
         sys.exit(conclude(report, ""))
     report = Report(accelerator.is_main_process)
-    total = examine(report, config, accelerator)
+    total = examine(report, config, accelerator, options.tries_batch_gpu)
     code = conclude(report, total)
     accelerator.wait_for_everyone()  # a process that leaves with an error has its launcher end the others
     accelerator.end_training()
     sys.exit(code)
 
 
-def examine(report: Report, config: TrainConfig, accelerator) -> str:
-    """All checks, the cheap ones first; the measured ones only where nothing has failed. Returns the time it takes."""
+def examine(report: Report, config: ResolvedConfig, accelerator, tries: bool) -> str:
+    """All checks, the cheap ones first; the measured ones only where nothing has failed. Returns the time it takes.
+
+    `tries`: whether training would find its micro-batch by trying (batch_gpu 'auto').
+    """
     check_machine(report, config, accelerator)
     shards = open_data(report, config, accelerator.num_processes)
     if shards is not None:
         check_encoder(report, shards.manifest.encoder)
-        check_memory(report, config, accelerator, shards.manifest.encoder.name)
+        check_memory(report, config, accelerator, tries, shards.manifest.encoder.name)
     # One process after the other would be right for shared disks, but the main one's answer is what counts.
     speed = check_folder(report, config) if accelerator.is_main_process else 1.0
     check_scores(report, config, shards)
@@ -73,7 +76,7 @@ def examine(report: Report, config: TrainConfig, accelerator) -> str:
     if trainer is None:
         return ""
     try:
-        return time_it(report, trainer, speed)
+        return time_it(report, trainer, tries, speed)
     except (UserError, RuntimeError) as error:
         if not isinstance(error, UserError) and not memory.is_out_of_memory(error):
             raise
@@ -85,7 +88,7 @@ def examine(report: Report, config: TrainConfig, accelerator) -> str:
         return ""
 
 
-def check_scores(report: Report, config: TrainConfig, shards: ShardSet | None) -> None:
+def check_scores(report: Report, config: ResolvedConfig, shards: ShardSet | None) -> None:
     """What the first evaluation needs, hours after the start."""
     if not config.evaluates or shards is None:
         return
@@ -98,7 +101,7 @@ def check_scores(report: Report, config: TrainConfig, shards: ShardSet | None) -
         report.add(WARN, "score", "the first evaluation downloads Inception; without network --score_weights FILE")
 
 
-def build(report: Report, config: TrainConfig, accelerator, shards: ShardSet, start: Path | None) -> Trainer | None:
+def build(report: Report, config: ResolvedConfig, accelerator, shards: ShardSet, start: Path | None) -> Trainer | None:
     """A scratch trainer, at the checkpoint if there is one; None, with a FAIL, if there is none on any process."""
     changed, trainer, problem = [], None, ""
     try:
@@ -116,7 +119,7 @@ def build(report: Report, config: TrainConfig, accelerator, shards: ShardSet, st
     return trainer
 
 
-def find_start(report: Report, config: TrainConfig) -> Path | None:
+def find_start(report: Report, config: ResolvedConfig) -> Path | None:
     """The checkpoint that training would go on from."""
     if config.resume_from not in (None, "latest"):
         chosen, passed_over = Path(config.resume_from), []
@@ -137,11 +140,11 @@ def find_start(report: Report, config: TrainConfig) -> Path | None:
     return chosen
 
 
-def time_it(report: Report, trainer: Trainer, speed: float) -> str:
+def time_it(report: Report, trainer: Trainer, tries: bool, speed: float) -> str:
     """Steps and data of a scratch trainer. Returns how long the run takes; `speed`: bytes per second to the disk."""
     config, accelerator = trainer.config, trainer.accelerator
     left = max(0, config.total_steps - trainer.step_number)
-    if config.batch_gpu == "auto":
+    if tries:
         found = largest_micro_batch(trainer, config.batch // accelerator.num_processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
         report.add(OK, "batch_gpu", f"auto: {found} images at once")
@@ -155,7 +158,7 @@ def time_it(report: Report, trainer: Trainer, speed: float) -> str:
     return f"{left:,} steps, about {duration(seconds)} with samples and checkpoints"
 
 
-def describe_pace(report: Report, config: TrainConfig, pace: Pace, accelerator) -> None:
+def describe_pace(report: Report, config: ResolvedConfig, pace: Pace, accelerator) -> None:
     """The step's line and the data's: does one wait for the other?"""
     mean = pace.mean_step(config)
     text = f"{mean:.3g} s ({pace.step:.3g}, with R1 or R2 {pace.penalised:.3g})"

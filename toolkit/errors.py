@@ -26,6 +26,11 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def named_in(joined: str) -> tuple[str, ...]:
+    """'a, b' -> ('a', 'b')."""
+    return tuple(name.strip() for name in joined.split(",") if name.strip())
+
+
 def check(condition: bool, name: str, value: object, allowed: str) -> None:
     """Range check for options: a UserError that names the option, its value and what is allowed."""
     if not condition:

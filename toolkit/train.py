@@ -8,7 +8,7 @@ from functools import partial
 from toolkit.checks import memory
 from toolkit.checks.micro_batch import largest_micro_batch
 from toolkit.command_line import dump, run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
@@ -22,15 +22,15 @@ from toolkit.training.run import Run, describe_end
 from toolkit.training.trainer import Trainer
 
 
-def main(config: TrainConfig) -> None:
+def main(options: TrainConfig) -> None:
+    config = options.resolved()
     if config.dry_run:
         if config.data and config.evaluates:
-            check_evaluation(config.with_numbers(), open_shards(config.data))
+            check_evaluation(config, open_shards(config.data))
         print(dump(config) + "".join(f"# {line}\n" for line in describe_networks(config)), end="")
         return
     if not config.data:
         raise UserError("no data: pass --data SHARDS (made by python -m shards.create)")
-    config = config.with_numbers()
     shards = open_shards(config.data)
     check_data(config, shards)
     check_evaluation(config, shards)
@@ -47,7 +47,7 @@ def main(config: TrainConfig) -> None:
             tell(f"resuming from {start.checkpoint} at step {trainer.step_number:,}")
             for line in changed:
                 tell(f"changed since then: {line}")
-        show_memory(trainer, tell)
+        show_memory(trainer, options.tries_batch_gpu, tell)
         this = Run(trainer, processes, choose_scoring(config, shards, processes))
         this.fit()
     except RuntimeError as error:
@@ -62,10 +62,10 @@ def main(config: TrainConfig) -> None:
         raise this.reason
 
 
-def show_memory(trainer: Trainer, tell: Callable[[str], None]) -> None:
-    """Tell the estimate; with batch_gpu 'auto', find what fits first."""
+def show_memory(trainer: Trainer, tries: bool, tell: Callable[[str], None]) -> None:
+    """Tell the estimate; with `tries` (batch_gpu 'auto'), find what fits first."""
     config, processes = trainer.config, trainer.accelerator.num_processes
-    if config.batch_gpu == "auto":
+    if tries:
         found = largest_micro_batch(trainer, config.batch // processes)
         trainer.configure(dataclasses.replace(config, batch_gpu=found))
         tell(f"batch_gpu auto: {found} images at once, {trainer.parts} times")
@@ -76,7 +76,7 @@ def show_memory(trainer: Trainer, tell: Callable[[str], None]) -> None:
 # Evaluation stands above the toolkit; this command alone reaches up to it, when asked to.
 
 
-def check_evaluation(config: TrainConfig, shards: ShardSet) -> None:
+def check_evaluation(config: ResolvedConfig, shards: ShardSet) -> None:
     """Raises UserError, before anything is started, for a metric, score or file of weights that is not there."""
     if config.evaluates:
         from evaluation import during_training
@@ -84,7 +84,7 @@ def check_evaluation(config: TrainConfig, shards: ShardSet) -> None:
         during_training.check(config, shards)
 
 
-def choose_scoring(config: TrainConfig, shards: ShardSet, processes: Processes) -> Scoring:
+def choose_scoring(config: ResolvedConfig, shards: ShardSet, processes: Processes) -> Scoring:
     """What the config says is measured. All processes call it. Raises UserError."""
     scoring = Scoring()
     if config.score == "swd":

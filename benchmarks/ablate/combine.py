@@ -11,7 +11,7 @@ from benchmarks.ablate.grid import Grid, apart_from, fingerprint
 from benchmarks.ablate.results import Results, start
 from benchmarks.ablate.table import ranked
 from benchmarks.ablate.verdicts import ALPHA, judge
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.durable import write_whole
 
 Measure = Callable[[Grid, Path], Results]
@@ -114,7 +114,7 @@ def _write(found: Combined, out: Path) -> None:
     }  # fmt: skip
     write_whole(out / "combined.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     grid = found.on_top([])
-    options = apart_from(grid.config(grid.control), asdict(TrainConfig()))
+    options = apart_from(grid.config(grid.control), asdict(ResolvedConfig()))
     options.pop("kimg", None)
     head = f"# Chosen by python -m benchmarks.ablate --combine: {' + '.join([found.grid.control, *found.chosen])}\n"
     write_whole(out / "combined.yaml", (head + yaml.safe_dump(options, sort_keys=False)).encode())

@@ -14,7 +14,7 @@ from benchmarks.ablate.reference import REFERENCE
 from evaluation import during_training
 from evaluation.compare.runs import NEUTRAL
 from toolkit.command_line import parse
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
 from toolkit.durable import file_sha256
@@ -75,7 +75,7 @@ class Grid:
         """The variants, the control first."""
         return [self.control, *(name for name in self.variants if name != self.control)]
 
-    def config(self, variant: str, seed: int = 0, folder: Path = Path("run")) -> TrainConfig:
+    def config(self, variant: str, seed: int = 0, folder: Path = Path("run")) -> ResolvedConfig:
         """What is trained. A variant with a `config` of its own stands on that instead of the base."""
         own = self.variants[variant]
         options = own if "config" in own else {**self.base, **own}
@@ -120,8 +120,8 @@ class Grid:
 
 
 @cache
-def _parse(flags: tuple[str, ...]) -> TrainConfig:
-    return parse(TrainConfig, list(flags)).with_numbers()
+def _parse(flags: tuple[str, ...]) -> ResolvedConfig:
+    return parse(TrainConfig, list(flags)).resolved()
 
 
 @cache
@@ -135,7 +135,7 @@ def fingerprint(definition: dict) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def apart_from(config: TrainConfig, usual: dict) -> dict:
+def apart_from(config: ResolvedConfig, usual: dict) -> dict:
     """The options that leave a trace in the trained network, where they are not as in `usual`."""
     return {name: value for name, value in asdict(config).items() if name not in NEUTRAL and value != usual[name]}
 

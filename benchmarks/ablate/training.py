@@ -19,7 +19,7 @@ import toolkit
 from benchmarks.ablate.grid import fingerprint
 from evaluation.run_scores.reading import read_evaluations
 from toolkit.command_line import dump
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.durable import write_whole
 from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.cost import Cost, costs
@@ -40,7 +40,7 @@ class Job:
 
     variant: str
     seed: int
-    config: TrainConfig
+    config: ResolvedConfig
     definition: dict
     on_gpu: bool = False
     threads: int = 1
@@ -153,7 +153,7 @@ def record(job: Job, code: int, said: str, wall: float) -> dict:
     }
 
 
-def _point(one, config: TrainConfig, pace: float | None) -> dict:
+def _point(one, config: ResolvedConfig, pace: float | None) -> dict:
     seen = one.step * config.batch * config.d_steps
     seconds = None if pace is None else round(pace * seen / 1000, 3)
     return {"step": one.step, "images_seen": seen, "training_seconds": seconds, "scores": one.scores}

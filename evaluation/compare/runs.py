@@ -6,7 +6,7 @@ from pathlib import Path
 from evaluation.report.run_record import newest_state, read_config
 from evaluation.run_scores.protocols import differences
 from evaluation.run_scores.reading import FOLDER, Evaluation, best_by, read_evaluations
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 from toolkit.run_folder.snapshot import PLACES
 
@@ -22,7 +22,7 @@ class ScoredRun:
     """A run and the one evaluation of it that counts."""
 
     folder: Path
-    config: TrainConfig
+    config: ResolvedConfig
     data: str  # fingerprint of the data, or where it lay if no checkpoint tells
     evaluation: Evaluation
 

@@ -17,7 +17,7 @@ from evaluation.report.timeline import timeline
 from shards.report.markup import text
 from shards.report.sections import megabytes
 from toolkit.command_line import run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.durable import write_whole
 from toolkit.errors import UserError
 
@@ -50,7 +50,7 @@ def main(options: ReportOptions) -> None:
     print(f"wrote {path} ({megabytes(len(page))}); open it in any browser")
 
 
-def build_page(record: RunRecord, other: TrainConfig | None = None, other_name: str = "") -> bytes:
+def build_page(record: RunRecord, other: ResolvedConfig | None = None, other_name: str = "") -> bytes:
     """The page as UTF-8: a function of the run folder, without the date."""
     name = record.folder.resolve().name
     body = [

@@ -7,7 +7,7 @@ from shards.report.markup import facts
 
 def overview(record: RunRecord) -> list[str]:
     config, step = record.config, record.step
-    total = f" of {config.with_numbers().total_steps:,}" if config else ""
+    total = f" of {config.total_steps:,}" if config else ""
     seen = [line["images_seen"] for line in record.kept if line.get("images_seen") is not None]
     tiles = [
         ("steps", "none yet" if step is None else f"{step:,}{total}"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evaluation.run_scores.reading import Evaluation, read_evaluations
 from toolkit.command_line import parse
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.errors import UserError
 from toolkit.run_folder import plots
 from toolkit.run_folder.best import BEST
@@ -23,7 +23,7 @@ class RunRecord:
     """A run as it lies on disk."""
 
     folder: Path
-    config: TrainConfig | None
+    config: ResolvedConfig | None
     lines: list[dict]
     """training_log.json, its numbers only; those that a rollback took back too."""
     events: list[dict]
@@ -84,12 +84,12 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def read_config(folder: Path, damaged: list[str] | None = None) -> TrainConfig | None:
+def read_config(folder: Path, damaged: list[str] | None = None) -> ResolvedConfig | None:
     """RUN/config.yaml; None, and a line in `damaged`, if it cannot be read. Raises UserError without such a list."""
     try:
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder / CONFIG} is missing; it is written when a training starts")
-        return parse(TrainConfig, ["--config", str(folder / CONFIG)])
+        return parse(TrainConfig, ["--config", str(folder / CONFIG)]).resolved()
     except UserError as error:
         if damaged is None:
             raise

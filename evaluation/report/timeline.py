@@ -8,7 +8,7 @@ from evaluation.report.page import figure, image_tag
 from evaluation.report.run_record import RunRecord
 from shards.report.findings import evenly
 from shards.report.markup import shortened, text
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.decoding import decode_image
 from toolkit.errors import UserError
 from toolkit.run_folder.sample_grid import COLUMNS
@@ -53,7 +53,7 @@ def spread_to_the_end(total: int, count: int) -> list[int]:
     return evenly(total, count) if total <= count else [i * (total - 1) // (count - 1) for i in range(count)]
 
 
-def cells(grid: Image.Image, config: TrainConfig | None) -> list[list[Image.Image]]:
+def cells(grid: Image.Image, config: ResolvedConfig | None) -> list[list[Image.Image]]:
     """Rows of images of a sample grid; [] if it is not laid out as this run's options say."""
     if config is None:
         return []

@@ -13,7 +13,7 @@ from benchmarks.ablate.results import read
 from evaluation.compare.runs import NEUTRAL
 from tests.ablate.made import write_grid
 from tests.conftest import REPOSITORY
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 
 
@@ -56,8 +56,8 @@ def test_a_definition_outlives_changed_defaults(grid, monkeypatch):
     """A training with another default is another one, and one that spells the earlier value out is the same."""
     before = grid.definition("faster")
     changed = replace(grid.config("faster"), diffaug="cutout", beta2=0.5)
-    monkeypatch.setattr(TrainConfig, "__init__", partialmethod(TrainConfig.__init__, diffaug="cutout", beta2=0.5))
-    assert TrainConfig().diffaug == "cutout"
+    monkeypatch.setattr(ResolvedConfig, "__init__", partialmethod(ResolvedConfig.__init__, diffaug="cutout", beta2=0.5))
+    assert ResolvedConfig().diffaug == "cutout"
     monkeypatch.setattr(Grid, "config", lambda *_: changed)
     after = grid.definition("faster")
     assert after["options"] == before["options"] | {"diffaug": "cutout", "beta2": 0.5}
@@ -65,8 +65,8 @@ def test_a_definition_outlives_changed_defaults(grid, monkeypatch):
 
 def test_every_option_that_counts_has_a_reference():
     """Of a new one: the value that changes nothing."""
-    assert REFERENCE.keys() == {field.name for field in fields(TrainConfig)} - set(NEUTRAL)
-    TrainConfig(**REFERENCE)
+    assert REFERENCE.keys() == {field.name for field in fields(ResolvedConfig)} - set(NEUTRAL)
+    ResolvedConfig(**REFERENCE)
 
 
 @pytest.mark.parametrize("name", ["food32_winner", "food32_defaults"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from tests.running import TINY
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.launching.launch import start_accelerator
 from toolkit.training.trainer import Trainer
@@ -14,7 +14,7 @@ from toolkit.training.trainer import Trainer
 
 def main() -> None:
     shards, out = map(Path, sys.argv[1:3])
-    config = TrainConfig(data=str(shards), timeout=120, **TINY | {"g_norm": "batch", "sync_bn": True})
+    config = ResolvedConfig(data=str(shards), timeout=120, **TINY | {"g_norm": "batch", "sync_bn": True})
     accelerator = start_accelerator(config)
     trainer = Trainer(config, accelerator, ShardSet(shards))
     trainer.step()

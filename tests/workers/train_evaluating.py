@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.evaluating import FakeEvaluator, evaluating
 from toolkit import train
 from toolkit.command_line import run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     fake = FakeEvaluator(at={int(step): fail})
     out_dir = Path(sys.argv[sys.argv.index("--out_dir") + 1])
     with evaluating(fake):
-        run(train.main, TrainConfig)
+        run(train.main, ResolvedConfig)
     (out_dir / f"evaluated_{rank}.json").write_text(json.dumps(fake.calls))
 
 

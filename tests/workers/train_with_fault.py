@@ -10,7 +10,7 @@ import time
 
 from toolkit import train
 from toolkit.command_line import run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import ShardDataset
 from toolkit.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ def main() -> None:
     del sys.argv[where : where + 2]
     if os.environ.get("RANK", "0") == process and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         {"killed": killed, "stopped": stopped, "hanging_reads": hanging_reads}[name](int(step))
-    run(train.main, TrainConfig)
+    run(train.main, ResolvedConfig)
 
 
 if __name__ == "__main__":

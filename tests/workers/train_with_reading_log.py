@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolkit import train
 from toolkit.command_line import run
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import Item, ShardDataset
 
 read = ShardDataset.__getitem__
@@ -21,4 +21,4 @@ def noted(self: ShardDataset, position: int) -> Item:
 
 if __name__ == "__main__":
     ShardDataset.__getitem__ = noted
-    run(train.main, TrainConfig)
+    run(train.main, ResolvedConfig)

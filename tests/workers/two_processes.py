@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.running import QUIET
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import Diverged, NotSaved, UserError
 from toolkit.health.score import Scoring
@@ -69,7 +69,7 @@ def digests(trainer: Trainer) -> dict[str, str]:
 class Scenarios:
     def __init__(self, shards: Path, odd_shards: Path, out: Path) -> None:
         self.shards, self.odd_shards, self.out = shards, odd_shards, out
-        self.accelerator = launch.start_accelerator(TrainConfig(timeout=120))
+        self.accelerator = launch.start_accelerator(ResolvedConfig(timeout=120))
         self.processes = Processes(self.accelerator, 120)
         self.rank = self.processes.index
         self.facts: dict[str, object] = {"world": self.processes.count}
@@ -77,7 +77,7 @@ class Scenarios:
 
     def trainer(self, shards: Path | None = None, **options) -> Trainer:
         folder = shards or self.shards
-        config = TrainConfig(**{"data": str(folder), "r1_interval": 3, **QUIET, **options})
+        config = ResolvedConfig(**{"data": str(folder), "r1_interval": 3, **QUIET, **options})
         return Trainer(config, self.accelerator, ShardSet(folder))
 
     def run(self, name: str, **options) -> Run:

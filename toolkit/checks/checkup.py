@@ -15,7 +15,7 @@ import torch
 
 from toolkit.checks import memory
 from toolkit.checks.memory import gib
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.decoding import decode_image
 from toolkit.data.remote_shards import open_shards
 from toolkit.data.shard_reader import ShardSet
@@ -53,7 +53,7 @@ class Report:
         return [topic for found, topic, _ in self.found if found == level]
 
 
-def check_machine(report: Report, config: TrainConfig, accelerator) -> None:
+def check_machine(report: Report, config: ResolvedConfig, accelerator) -> None:
     """Versions, processes against devices, the precision that is really used."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "accelerate")]
     report.add(OK, "software", ", ".join([f"Python {platform.python_version()}", *versions]))
@@ -79,7 +79,7 @@ def check_machine(report: Report, config: TrainConfig, accelerator) -> None:
         report.add(OK, "precision", "fp32" if found == "no" else f"{found}, with R1 and R2 in fp32")
 
 
-def open_data(report: Report, config: TrainConfig, processes: int) -> ShardSet | None:
+def open_data(report: Report, config: ResolvedConfig, processes: int) -> ShardSet | None:
     """The shards if they can be trained on, else None and a FAIL."""
     if not config.data:
         report.add(FAIL, "data", "none given; pass --data SHARDS (made by python -m shards.create)")
@@ -125,7 +125,7 @@ def check_encoder(report: Report, identity: EncoderIdentity) -> None:
         report.add(WARN, "encoder", f"{text}: {error}; training works, python -m toolkit.generate will not")
 
 
-def check_folder(report: Report, config: TrainConfig) -> float:
+def check_folder(report: Report, config: ResolvedConfig) -> float:
     """Whether out_dir can be written, and holds what the run keeps. Leaves nothing behind. Returns bytes per second.
 
     Where out_dir does not exist yet, its nearest existing parent stands for it.
@@ -151,7 +151,7 @@ def check_folder(report: Report, config: TrainConfig) -> float:
     return speed
 
 
-def checkpoint_bytes(config: TrainConfig) -> int:
+def checkpoint_bytes(config: ResolvedConfig) -> int:
     """Size of a checkpoint: averaged Gs, G and D, Adam's two moments of each weight, all fp32; headers left out."""
     with torch.device("meta"):
         weights = [[*kind(config).parameters()] for kind in (Generator, Discriminator)]
@@ -159,7 +159,7 @@ def checkpoint_bytes(config: TrainConfig) -> int:
     return (1 + len(config.profiles)) * g + 3 * (g + d)
 
 
-def check_trackers(report: Report, config: TrainConfig) -> None:
+def check_trackers(report: Report, config: ResolvedConfig) -> None:
     """Whether what --track names can be used; a tracker that cannot is left out, and training goes on."""
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
@@ -172,8 +172,11 @@ def check_trackers(report: Report, config: TrainConfig) -> None:
             report.add(OK, "tracker", name if name != "wandb" else f"wandb, {config.wandb_mode}")
 
 
-def check_memory(report: Report, config: TrainConfig, accelerator, encoder: str = "") -> None:
-    """The estimate against the card of this process, or against the machine's memory for all its processes."""
+def check_memory(report: Report, config: ResolvedConfig, accelerator, tries: bool, encoder: str = "") -> None:
+    """The estimate against the card of this process, or against the machine's memory for all its processes.
+
+    `tries`: batch_gpu is 'auto', so a smaller micro-batch will be found.
+    """
     found = memory.estimate(config, accelerator.num_processes, accelerator.mixed_precision, encoder)
     if accelerator.device.type == "cuda":
         room, where = torch.cuda.get_device_properties(accelerator.device).total_memory - CARD_EXTRA, "on the card"
@@ -184,7 +187,7 @@ def check_memory(report: Report, config: TrainConfig, accelerator, encoder: str 
     text = f"about {gib(found.total())} GiB estimated at {found.micro_batch} images at once, {gib(room)} GiB {where}"
     if found.total() <= room:
         report.add(OK, "memory", f"{text}; room for about {most:,} images")
-    elif config.batch_gpu == "auto" and most:
+    elif tries and most:
         report.add(OK, "memory", f"{text}; batch_gpu auto will try what fits, about {most:,}")
     else:
         report.add(FAIL, "memory", f"{text}; {memory.explain_out_of_memory(config, accelerator.device)}")

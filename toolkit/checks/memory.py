@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.networks import diffaug, losses
 from toolkit.networks.frozen_features import FrozenBackbone, materialised, weightless_backbone
 from toolkit.networks.models import Discriminator, Generator, Look
@@ -72,7 +72,7 @@ class MemoryEstimate:
         )
 
 
-def estimate(config: TrainConfig, processes: int, precision: str, encoder: str = "") -> MemoryEstimate:
+def estimate(config: ResolvedConfig, processes: int, precision: str, encoder: str = "") -> MemoryEstimate:
     """What one of `processes` processes needs at `precision` ('no', 'fp16', 'bf16'). Computes and allocates nothing.
 
     `encoder`, the name of the shards', is needed for `clip_guidance` alone, whose CLIP is not counted without.
@@ -85,9 +85,9 @@ def estimate(config: TrainConfig, processes: int, precision: str, encoder: str =
     Approximated at half precision: autocast's rules are those of a CPU. Convolutions and linear layers, nearly
     everything, are cast alike on a GPU. D's pass over real images is fp32 when R1 is on, and the one over generated
     images when R2 is, as in the step itself; the estimate is of those steps.
-    batch_gpu 'auto' counts as the whole share at once. Raises UserError if the batch does not divide.
+    Without batch_gpu the whole share is held at once. Raises UserError if the batch does not divide.
     """
-    share, parts = config.with_numbers().per_process(processes)
+    share, parts = config.per_process(processes)
     # On the meta device: libraries read tensors as they build a network, which fake ones do not allow.
     backbone = weightless_backbone(config.frozen_backbone, config.frozen_size) if config.frozen_backbone else None
     guided = config.clip_guidance and encoder not in ("", "hashing")
@@ -109,10 +109,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return own or isinstance(error, torch.OutOfMemoryError)
 
 
-def explain_out_of_memory(config: TrainConfig, device: torch.device) -> str:
+def explain_out_of_memory(config: ResolvedConfig, device: torch.device) -> str:
     """One line for a UserError: how much was allocated of how much, and remedies with values for this config."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share, parts = config.with_numbers().per_process(processes)
+    share, parts = config.per_process(processes)
     micro = share // parts
     smaller = max((n for n in range(1, micro // 2 + 1) if share % n == 0), default=0)
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -143,7 +143,7 @@ class _Rehearsal:
     """Both phases' losses as `Trainer` computes them, but for what takes no memory: weights of terms, statistics."""
 
     def __init__(
-        self, config: TrainConfig, precision: str, backbone: FrozenBackbone | None, guide: FrozenBackbone | None
+        self, config: ResolvedConfig, precision: str, backbone: FrozenBackbone | None, guide: FrozenBackbone | None
     ) -> None:
         self.config, self.precision, self.guide = config, precision, guide
         self.G, self.D = Generator(config), Discriminator(config, backbone)

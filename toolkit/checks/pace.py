@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from toolkit import draws
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.loader_workers import AHEAD
 from toolkit.inference.sampling import sample
 from toolkit.training.trainer import Trainer
@@ -29,11 +29,11 @@ class Pace(NamedTuple):
     image: float
     """Of an image drawn by the averaged G."""
 
-    def mean_step(self, config: TrainConfig) -> float:
+    def mean_step(self, config: ResolvedConfig) -> float:
         """Computation alone, with the penalties at their interval."""
         return self.step + max(0.0, self.penalised - self.step) / config.r1_interval
 
-    def total(self, config: TrainConfig, steps: int, checkpoint_seconds: float) -> float:
+    def total(self, config: ResolvedConfig, steps: int, checkpoint_seconds: float) -> float:
         """Of `steps` steps with their samples and checkpoints, by the slower of step and data."""
         computing = self.mean_step(config)
         # Loading processes work ahead of the step; without any the step waits for its data.

@@ -18,7 +18,7 @@ REPEAT = 20
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """Thresholds of the monitor, and what it may do."""
+    """Monitor: thresholds and actions"""
 
     watch_loss_low: float = 0.1
     """D's loss below this: D is winning, G learns nothing from it."""
@@ -55,7 +55,7 @@ class WatchOptions:
     """What to do when D is winning: say so, or, every fifth log line in a row, take one step off d_steps as well (never
     below 1)."""
 
-    def check_watching(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for a value out of range."""
         for name in ("watch_loss_low", "watch_spike", "watch_logit", "watch_diverged", "watch_norm", "watch_scale",
                      "watch_diversity", "watch_text"):  # fmt: skip

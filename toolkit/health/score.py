@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from toolkit import draws
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import sound_samples
 from toolkit.data.shard_reader import ShardSet
 from toolkit.health.swd import sliced_wasserstein
@@ -42,7 +42,7 @@ class SwdScore:
     Lower is better.
     """
 
-    def __init__(self, shards: ShardSet, config: TrainConfig) -> None:
+    def __init__(self, shards: ShardSet, config: ResolvedConfig) -> None:
         self.shards, self.config = shards, config
         self.count = min(config.score_count, len(shards))
         self._real: tuple[Tensor, Tensor] | None = None

@@ -8,7 +8,7 @@ from toolkit.errors import check
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """The score of checkpoints, and evaluations during training."""
+    """Score of checkpoints and evaluation during training"""
 
     score: str = "swd"
     """Decides which checkpoint is the best: 'swd' (sliced Wasserstein distance, needs no weights), a score of
@@ -44,7 +44,7 @@ class ScoreOptions:
     def evaluates(self) -> bool:
         return self.eval_every > 0 or self.scored_by_evaluation
 
-    def check_scoring(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for a value out of range."""
         allowed = "'none', 'swd' or the name of a score, such as fid, kid or clip_score"
         check(self.score.isidentifier() and self.score.isascii(), "score", self.score, allowed)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, parse_flag_from_env
 
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
@@ -28,7 +28,7 @@ ONE_NETWORK = (
 )
 
 
-def start_accelerator(config: TrainConfig) -> Accelerator:
+def start_accelerator(config: ResolvedConfig) -> Accelerator:
     """Device, process group, DDP, autocast and scaler; nothing else is Accelerate's here. Raises UserError."""
     _refuse_back_ends()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -81,7 +81,7 @@ def keep_freed_memory() -> None:
             mallopt(parameter, 2**30)
 
 
-def check_data(config: TrainConfig, shards: ShardSet) -> None:
+def check_data(config: ResolvedConfig, shards: ShardSet) -> None:
     """Refuse shards that do not fit the config, with the option to change."""
     manifest = shards.manifest
     if manifest.resolution != config.resolution:

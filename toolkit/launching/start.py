@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
 from toolkit.launching.stopping import STOP_FILE
@@ -19,7 +19,7 @@ class Start(NamedTuple):
     """The main process's, for as long as the run lasts."""
 
 
-def open_run_folder(config: TrainConfig, processes: Processes) -> Start:
+def open_run_folder(config: ResolvedConfig, processes: Processes) -> Start:
     """Create or enter out_dir. All processes call it and get the same checkpoint.
 
     Raises UserError if the folder is in use or not writable, or if there is nothing to resume from where the option

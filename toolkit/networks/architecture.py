@@ -5,13 +5,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from toolkit.errors import UserError, check
-
-
-def named_in(joined: str) -> tuple[str, ...]:
-    """'a, b' -> ('a', 'b')."""
-    return tuple(name.strip() for name in joined.split(",") if name.strip())
-
+from toolkit.errors import UserError, check, named_in
 
 EARLIER = {"g_modulation": "text", "minibatch_std": False}
 """What networks were before these options existed: a file that does not name them is as old as that."""
@@ -19,7 +13,9 @@ EARLIER = {"g_modulation": "text", "minibatch_std": False}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What rebuilds the networks; travels in the metadata of `generator.safetensors`."""
+    """Networks
+
+    What rebuilds them; travels in the metadata of `generator.safetensors`."""
 
     resolution: int = 128
     """Width and height of the images, in pixels: a power of two from 16 to 256, equal to that of the shards."""
@@ -62,6 +58,10 @@ class ModelConfig:
     with the square: small images gain little from being enlarged sevenfold."""
 
     def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises UserError for a value out of range."""
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
         check(
             power_of_two and 16 <= self.resolution <= 256,

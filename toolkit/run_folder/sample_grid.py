@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from toolkit import draws
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import read_decoded
 from toolkit.data.images import make_grid, save_png
 from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
@@ -22,7 +22,7 @@ COLUMNS = 4
 class SampleGrid:
     """`n_sample` images whatever the batch size; row r is caption r of captions drawn once from the data."""
 
-    def __init__(self, shards: ShardSet, config: TrainConfig) -> None:
+    def __init__(self, shards: ShardSet, config: ResolvedConfig) -> None:
         self.columns = min(COLUMNS, config.n_sample)
         found = _distinct(shards, config.seed, -(-config.n_sample // self.columns))
         self.rows, self.reals = [sample for sample, _ in found], torch.stack([image for _, image in found])

@@ -8,6 +8,7 @@ from torch import Tensor
 from toolkit.errors import UserError
 from toolkit.networks.frozen_features import FrozenBackbone
 from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot
+from toolkit.training.penalty import with_weights
 
 
 def take_snapshot(trainer) -> Snapshot:
@@ -89,7 +90,7 @@ def _restore(trainer, snapshot: Snapshot) -> list[str]:
     trainer.step_number = snapshot.state["step"]
     trainer.position = snapshot.state["position"]
     trainer.guided = trainer.config.clip_guidance > 0 or snapshot.generator.guided
-    before, now = snapshot.state["config"], dataclasses.asdict(trainer.config)
+    before, now = with_weights(snapshot.state["config"]), dataclasses.asdict(trainer.config)
     changed = [name for name in now if name in before and before[name] != now[name] and name not in PLACES]
     for name in LATER:
         setattr(trainer, name, snapshot.state.get(name, 0))

@@ -20,7 +20,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 from tqdm import tqdm
 
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 
 PATIENCE = 30
 """Most seconds that wandb's start may take, and its end: a network that is gone must not hold up the processes that
@@ -32,7 +32,7 @@ class Trackers:
     """The trackers of `config.track`, for the main process alone, once there is an Accelerator (whose trackers ask it
     which process they are in)."""
 
-    def __init__(self, config: TrainConfig, settings: dict, wandb_run_id: str | None, step: int = 0) -> None:
+    def __init__(self, config: ResolvedConfig, settings: dict, wandb_run_id: str | None, step: int = 0) -> None:
         """`settings` is stored as the run's config: nothing secret belongs there. `wandb_run_id` is that of the run to
         go on with, None for a new one; `step` is the step resumed from, after which TensorBoard hides what it had."""
         self._open: dict[str, _Wandb | _TensorBoard] = {}
@@ -79,7 +79,7 @@ class Trackers:
 class _Wandb:
     """A run of wandb. Online only with a key and a server that answers, else stored for `wandb sync`."""
 
-    def __init__(self, config: TrainConfig, settings: dict, run_id: str | None) -> None:
+    def __init__(self, config: ResolvedConfig, settings: dict, run_id: str | None) -> None:
         import wandb
 
         self._wandb = wandb
@@ -101,7 +101,7 @@ class _Wandb:
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
 
-    def _start(self, config: TrainConfig, settings: dict, run_id: str | None, mode: str) -> WandBTracker:
+    def _start(self, config: ResolvedConfig, settings: dict, run_id: str | None, mode: str) -> WandBTracker:
         options = {
             # argv, environment, code and packages may hold secrets and are no part of the record
             "x_disable_meta": True, "x_disable_machine_info": True, "x_save_requirements": False, "save_code": False,

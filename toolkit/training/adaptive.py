@@ -10,7 +10,7 @@ from toolkit.errors import check
 
 @dataclass(frozen=True)
 class AdaptiveOptions:
-    """Switches and targets of what adapts."""
+    """What adapts during training"""
 
     adaptive_augment: bool = False
     """Raise or lower the probability of augmentation, from 0, so that D's verdict on real images meets ada_target."""
@@ -28,7 +28,7 @@ class AdaptiveOptions:
     def adapts(self) -> bool:
         return self.adaptive_augment or self.adaptive_d_steps or self.adaptive_r1
 
-    def check_adaptive(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for a value out of range."""
         check(-1 < self.ada_target < 1, "ada_target", self.ada_target, "between -1 and 1")
         check(0 < self.ada_kimg < 1e9, "ada_kimg", self.ada_kimg, "a number above 0")

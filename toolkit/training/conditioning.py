@@ -10,7 +10,7 @@ from toolkit.errors import check
 
 @dataclass(frozen=True)
 class ConditioningOptions:
-    """The text in training."""
+    """Text in training"""
 
     mismatch_weight: float = 1.0
     """Weight in D's loss of telling a real image's caption from another image's; 0 = off."""
@@ -28,7 +28,7 @@ class ConditioningOptions:
     ramp_kimg: float = 0.0
     """Thousands of images after these over which the text comes in, from nothing to its whole length."""
 
-    def check_conditioning(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for a value out of range."""
         for name in ("mismatch_weight", "g_mismatch_weight", "text_noise", "unconditional_kimg", "ramp_kimg"):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.images import to_float
 from toolkit.networks import diffaug, losses
 from toolkit.networks.models import Look, Verdict
@@ -38,7 +38,7 @@ class Objective:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ResolvedConfig,
         G: nn.Module,
         D: nn.Module,
         perceptual: nn.Module | None,

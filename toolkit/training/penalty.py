@@ -15,7 +15,7 @@ Weight = float | Literal["auto"]
 
 @dataclass(frozen=True)
 class PenaltyOptions:
-    """Gradient penalties of D."""
+    """Gradient penalties of D"""
 
     r1_penalty: Weight = 0.1
     """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real images; 0 = off; 'auto' = 0.0002 resolution^2 / batch."""
@@ -29,7 +29,7 @@ class PenaltyOptions:
     r1_kimg: float | None = None
     """Thousands of images until r1_end is reached (default: the whole run)."""
 
-    def check_penalties(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for a value out of range."""
         for name in ("r1_penalty", "r2_penalty"):
             value = getattr(self, name)
@@ -42,6 +42,12 @@ class PenaltyOptions:
 def weight_of(penalty: Weight, resolution: int, batch: int) -> float:
     """The number that a weight stands for."""
     return AUTO * resolution**2 / batch if penalty == "auto" else penalty
+
+
+def with_weights(config: dict) -> dict:
+    """Recorded options with both weights as numbers: earlier versions recorded 'auto'."""
+    names = {"r1_penalty", "r2_penalty"} & config.keys()
+    return config | {name: weight_of(config[name], config["resolution"], config["batch"]) for name in names}
 
 
 def share_left(images_seen: int, options: PenaltyOptions, total: int) -> float:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from toolkit import draws
-from toolkit.config import TrainConfig
+from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import Batch, ShardDataset
 from toolkit.data.feed import Feed
 from toolkit.data.shard_reader import ShardSet
@@ -31,7 +31,7 @@ from toolkit.training.phase import Phase
 class Trainer:
     """Networks, optimizers, average and data of one run; `step` is the recipe."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, shards: ShardSet) -> None:
+    def __init__(self, config: ResolvedConfig, accelerator: Accelerator, shards: ShardSet) -> None:
         self.accelerator, self.shards = accelerator, shards
         self.device = accelerator.device
         self.configure(config)
@@ -74,7 +74,7 @@ class Trainer:
         self.rollbacks = 0  # those that count: each has changed learning rates and penalties
         self.wandb_run_id: str | None = None
 
-    def configure(self, config: TrainConfig) -> None:
+    def configure(self, config: ResolvedConfig) -> None:
         """Take the config, and from it which rows of the global batch are this process's, in how many parts."""
         self.config = config
         share, self.parts = config.per_process(self.accelerator.num_processes)
@@ -271,7 +271,7 @@ class Trainer:
         return Phase(self.accelerator, network, optimizer, config.grad_clip, self.broken)
 
 
-def _synchronised(G: Generator, config: TrainConfig, accelerator: Accelerator) -> nn.Module:
+def _synchronised(G: Generator, config: ResolvedConfig, accelerator: Accelerator) -> nn.Module:
     """G with batch norm over all processes if asked for. Raises UserError where torch cannot do that."""
     if not config.sync_bn or accelerator.num_processes == 1:
         return G
