@@ -1,19 +1,24 @@
-# make demo | make test | make bench   (needs Python >= 3.11; everything else goes into .venv)
+# make demo | make test | make test-all | make bench   (needs Python >= 3.11; everything else goes into .venv)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
 DEMO := demo_output
 
-.PHONY: install demo test lint bench clean
+# pytest's processes, each with one thread of torch: two cores are then busy and no sum depends on their number.
+WORKERS := 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: install demo test test-all test-oldest lint bench clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 # The commands are printed as they run: they are the ones for your own images, with other folders.
@@ -37,13 +42,23 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy toolkit shards evaluation
 
+# At most ten minutes on two cores: every behaviour once. CONTRIBUTING.md says what is marked slow.
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+# Everything, at most 25 minutes on two cores.
+test-all: install
+	$(PYTEST)
+
+# `make test` on the oldest versions of torch and Python that are supported (needs python3.12).
+test-oldest:
+	$(MAKE) test PYTHON=python3.12 VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 # At most ten minutes on a CPU; benchmarks/gpu.sh is for a GPU.
 bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(DEMO) *.egg-info
+	rm -rf $(VENV) .venv-oldest $(DEMO) *.egg-info

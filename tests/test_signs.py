@@ -100,7 +100,11 @@ STATES = [  # (values on top of a healthy run, options, loss, findings of 8 such
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("values, options, loss, expected", STATES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    "values, options, loss, expected",
+    STATES,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:60],
+)
 def test_the_states_of_training(values, options, loss, expected):
     watch = monitor(loss, **options)
     assert told(watch, lines(20, base=HEALTHY_OF[loss])) == []
