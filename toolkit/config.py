@@ -1,7 +1,7 @@
 """Every option of a training run, in groups: each group stands beside the code that it steers."""
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from toolkit.data.loading_options import LoadingOptions
 from toolkit.errors import UserError, check
@@ -10,6 +10,7 @@ from toolkit.health.score_options import ScoreOptions
 from toolkit.launching.compute_options import ComputeOptions
 from toolkit.networks.architecture import ModelConfig
 from toolkit.run_folder.record_options import RecordOptions
+from toolkit.training import penalty
 from toolkit.training.adaptive import AdaptiveOptions
 from toolkit.training.augment_options import AugmentOptions
 from toolkit.training.average_options import AverageOptions
@@ -17,6 +18,13 @@ from toolkit.training.conditioning import ConditioningOptions
 from toolkit.training.loss_options import LossOptions
 from toolkit.training.optimizer_options import OptimizerOptions
 from toolkit.training.penalty import PenaltyOptions, share_left, weight_of
+
+
+class Group(Protocol):
+    """Options of one topic; its docstring is the heading in --help."""
+
+    def validate(self) -> None:
+        """Raises UserError for a value out of range."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class TrainConfig(
 
     # The options as they are given, 'auto' among them. What runs takes `resolved()`.
 
-    SECTIONS: ClassVar[tuple[type, ...]] = (
+    SECTIONS: ClassVar[tuple[type[Group], ...]] = (
         RunOptions, ModelConfig, OptimizerOptions, LossOptions, ConditioningOptions, PenaltyOptions, AugmentOptions,
         AdaptiveOptions, AverageOptions, LoadingOptions, ComputeOptions, RecordOptions, ScoreOptions, WatchOptions,
     )  # fmt: skip
@@ -130,8 +138,8 @@ class ResolvedConfig(TrainConfig):
 
     batch: int = 32
     batch_gpu: int | None = None
-    r1_penalty: float = PenaltyOptions.r1_penalty
-    r2_penalty: float = PenaltyOptions.r2_penalty
+    r1_penalty: float = penalty.DEFAULT
+    r2_penalty: float = penalty.DEFAULT
 
     def penalties(self, images_seen: int) -> tuple[float, float]:
         """Weights of R1 and R2 after `images_seen` images, without what adapts and what rollbacks add."""

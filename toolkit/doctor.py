@@ -68,7 +68,7 @@ def examine(report: Report, config: ResolvedConfig, accelerator, tries: bool) ->
     check_scores(report, config, shards)
     check_trackers(report, config)
     start = find_start(report, config)
-    if anywhere(accelerator, bool(report.of(FAIL))):
+    if anywhere(accelerator, bool(report.of(FAIL))) or shards is None:
         if not report.of(FAIL):
             report.add(FAIL, "processes", "a check failed on another process or machine: run the doctor there")
         return ""
@@ -103,14 +103,15 @@ def check_scores(report: Report, config: ResolvedConfig, shards: ShardSet | None
 
 def build(report: Report, config: ResolvedConfig, accelerator, shards: ShardSet, start: Path | None) -> Trainer | None:
     """A scratch trainer, at the checkpoint if there is one; None, with a FAIL, if there is none on any process."""
-    changed, trainer, problem = [], None, ""
+    changed: list[str] = []
+    trainer, problem = None, ""
     try:
         trainer = Trainer(config, accelerator, shards)
         if start is not None:
             changed = trainer.resume(start)
     except UserError as error:
         problem = str(error)
-    if anywhere(accelerator, bool(problem)):
+    if anywhere(accelerator, bool(problem)) or trainer is None:
         report.add(FAIL, "resume" if trainer else "networks", problem or "not possible on another process")
         return None
     if start is not None:
@@ -121,8 +122,10 @@ def build(report: Report, config: ResolvedConfig, accelerator, shards: ShardSet,
 
 def find_start(report: Report, config: ResolvedConfig) -> Path | None:
     """The checkpoint that training would go on from."""
-    if config.resume_from not in (None, "latest"):
-        chosen, passed_over = Path(config.resume_from), []
+    chosen: Path | None
+    passed_over: list[str] = []
+    if config.resume_from is not None and config.resume_from != "latest":
+        chosen = Path(config.resume_from)
         if problem := checkpoint.find_problem(chosen):
             report.add(FAIL, "resume", f"checkpoint {chosen}: {problem}; choose another --resume_from")
             return None

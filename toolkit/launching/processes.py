@@ -27,14 +27,17 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator | None, timeout: float) -> None:
         """`accelerator` None: this process is alone. `timeout`: seconds one waits for another."""
-        self.count, self.index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+        self.count: int = accelerator.num_processes if accelerator else 1
+        self.index: int = accelerator.process_index if accelerator else 0
         self.main = self.index == 0
-        self._group = None
+        self._group: torch.distributed.ProcessGroup | None = None
         # Kept, for gloo's thread drops its reference after the exchange: were that the last one, it would need the
         # interpreter, and a process that ends just then is aborted ("terminate called without an active exception").
         self._code = torch.zeros(1, dtype=torch.int64)
         if self.count > 1:
-            self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            assert isinstance(group, torch.distributed.ProcessGroup)  # a number for processes outside: there are none
+            self._group = group
 
     def largest(self, code: int) -> int:
         """The largest code of any process. All call it."""
@@ -62,9 +65,10 @@ class Processes:
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Run `action` on every process, all at the same point; if it fails on one, all fail, so none waits for it."""
-        failure, result = None, None
+        failure: Exception | None = None
+        results: list[Result] = []
         try:
-            result = action()
+            results.append(action())
         except Exception as error:
             failure = error
         code = self.largest(0 if failure is None else 1)
@@ -72,7 +76,7 @@ class Processes:
             raise failure
         if code:
             raise UserError("given up, because another process could not go on (its message says why)")
-        return result
+        return results[0]
 
     def gather(self, rows: Tensor) -> list[Tensor]:
         """Float32 [n, C] of each process, n may differ and be 0 -> all of them on the main one, elsewhere none.
@@ -87,7 +91,7 @@ class Processes:
         padded[: len(rows)] = rows if len(rows) else 0
         found = [torch.empty_like(padded) for _ in counts] if self.main else None
         torch.distributed.gather(padded, found, group=self._group)
-        return [part[:count] for part, count in zip(found, counts, strict=True)] if self.main else []
+        return [] if found is None else [part[:count] for part, count in zip(found, counts, strict=True)]
 
     def _end_together(self) -> None:
         """A launcher ends the others as soon as one has ended, so each says first why it ends."""

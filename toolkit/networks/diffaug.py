@@ -28,6 +28,11 @@ class Numbers(NamedTuple):
         count = parameter_count(names)
         return cls(columns[:, :count], columns[:, count:] > 0 if columns.shape[1] > count else None)
 
+    def joined(self, others: "Numbers") -> "Numbers":
+        """Those of these images, then those of others under the same policy and probability."""
+        both = None if self.applied is None or others.applied is None else torch.cat([self.applied, others.applied])
+        return Numbers(torch.cat([self.u, others.u]), both)
+
 
 def parameter_count(names: tuple[str, ...]) -> int:
     """How many uniform numbers an image needs under this policy."""

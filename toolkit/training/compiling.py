@@ -34,8 +34,10 @@ class Compiled:
     def __init__(self, function: Callable, mode: Mode, backend: str, first: bool, loss: bool) -> None:
         self.function, self.first, self.loss = function, first, loss
         self.graphs = mode == "reduce-overhead"
-        options = {"mode": mode} if self.graphs else {}
-        self.compiled: Callable | None = torch.compile(function, backend=backend, fullgraph=True, **options)
+        self.name = function.__name__.lstrip("_")
+        self.compiled: Callable | None = torch.compile(
+            function, backend=backend, fullgraph=True, mode=mode if self.graphs else None
+        )
 
     def __call__(self, *arguments: Any) -> Any:
         if self.compiled is None:
@@ -47,7 +49,7 @@ class Compiled:
         except (torch._dynamo.exc.TorchDynamoException, NotDifferentiable) as error:
             self.compiled = None
             reason = " ".join(str(error).split())[:200]
-            tqdm.write(f"train: '{self.function.__name__}' runs without torch.compile ({reason})", file=sys.stderr)
+            tqdm.write(f"train: '{self.name}' runs without torch.compile ({reason})", file=sys.stderr)
             return self.function(*arguments)
 
     def _checked(self, found: Any) -> Any:

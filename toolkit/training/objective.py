@@ -1,5 +1,6 @@
 """What the two networks minimise, as functions of tensors alone: no draws, files or processes. The trainer feeds it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -47,13 +48,16 @@ class Objective:
         self.config, self.G, self.D, self.perceptual, self.guidance = config, G, D, perceptual, guidance
         self.shows_real = config.feature_matching > 0 or config.loss == "relativistic"
         """Whether G's phase looks at real images too."""
+        self.shown: Callable[[Inputs], tuple[Tensor, Tensor]] = self._shown
+        self.judged: Callable[..., tuple[Tensor, Scalars]] = self._judged
+        self.generator: Callable[[Inputs], tuple[Tensor, Scalars]] = self._generator
 
     def compile(self, mode: compiling.Mode, backend: str = "inductor") -> None:
         """Run the three parts as compiled by torch from now on, each if it can be."""
         compiling.prepare()
-        self.shown = compiling.Compiled(self.shown, mode, backend, first=True, loss=False)
-        self.judged = compiling.Compiled(self.judged, mode, backend, first=False, loss=True)
-        self.generator = compiling.Compiled(self.generator, mode, backend, first=True, loss=True)
+        self.shown = compiling.Compiled(self._shown, mode, backend, first=True, loss=False)
+        self.judged = compiling.Compiled(self._judged, mode, backend, first=False, loss=True)
+        self.generator = compiling.Compiled(self._generator, mode, backend, first=True, loss=True)
 
     def discriminator(
         self, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
@@ -68,15 +72,15 @@ class Objective:
         return self.judged(real, fake, inputs, r1_scale, r2_scale, anchors)
 
     @torch.no_grad()
-    def shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Real and generated images as D sees them: augmented, both in one go."""
-        pairs = zip(inputs.for_real, inputs.for_fake, strict=True)
-        numbers = diffaug.Numbers(*(None if a is None else torch.cat([a, b]) for a, b in pairs))
+        assert inputs.for_real is not None  # D's phase always has real images
+        numbers = inputs.for_real.joined(inputs.for_fake)
         both = torch.cat([to_float(inputs.images), self.G(inputs.z, inputs.text)])
         real, fake = self.augment(both, numbers).chunk(2)
         return real, fake
 
-    def judged(
+    def _judged(
         self, real: Tensor, fake: Tensor, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
     ) -> tuple[Tensor, Scalars]:
         """D's loss on these images."""
@@ -100,7 +104,7 @@ class Objective:
             loss = loss + config.lecam * stats["lecam"]
         return loss, stats
 
-    def generator(self, inputs: Inputs) -> tuple[Tensor, Scalars]:
+    def _generator(self, inputs: Inputs) -> tuple[Tensor, Scalars]:
         """Adversarial term on augmented images, and the options: mismatched captions, feature matching, perceptual
         distance, CLIP guidance."""
         config, matching = self.config, self.config.feature_matching > 0
@@ -109,6 +113,7 @@ class Objective:
         (on_fake,) = self.D(Look(self.augment(fake, inputs.for_fake), inputs.text, mismatched, features=matching))
         on_real = None
         if self.shows_real:
+            assert inputs.for_real is not None  # as `shows_real` asks for
             with torch.no_grad():
                 real = self.augment(to_float(inputs.images), inputs.for_real)
                 (on_real,) = self.D(Look(real, inputs.text, features=matching))
@@ -119,6 +124,7 @@ class Objective:
             stats["loss_g_mismatch"] = margins.mean()
             loss = loss + config.g_mismatch_weight * stats["loss_g_mismatch"]
         if matching:
+            assert on_real is not None  # matching shows real images
             stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
             loss = loss + config.feature_matching * stats["feature_matching"]
         if self.perceptual:
@@ -142,6 +148,7 @@ def _statistics(adversarial: Tensor, mismatch: Tensor, on_real: Verdict, on_fake
 
     The relativistic loss leaves the logits without a zero: its verdict is that of a pair, one minus the other.
     """
+    assert on_real.mismatched is not None  # D's phase always asks about other captions too
     logits = torch.stack([on_real.logits, on_fake.logits, on_real.mismatched]).detach()
     verdicts = logits[:2] - logits[:2].flip(0) if loss == "relativistic" else logits[:2]
     values = torch.cat([logits, verdicts.sign()]).mean(dim=(1, 2))

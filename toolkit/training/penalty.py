@@ -13,13 +13,17 @@ configuration 'auto'; their gamma/2 |dD/dx|^2 is our lambda/2 |dD/dx|^2)."""
 Weight = float | Literal["auto"]
 
 
+DEFAULT = 0.1
+"""Weight of R1 and of R2."""
+
+
 @dataclass(frozen=True)
 class PenaltyOptions:
     """Gradient penalties of D"""
 
-    r1_penalty: Weight = 0.1
+    r1_penalty: Weight = DEFAULT
     """Lambda of the R1 penalty lambda/2 |dD/dx|^2 on real images; 0 = off; 'auto' = 0.0002 resolution^2 / batch."""
-    r2_penalty: Weight = 0.1
+    r2_penalty: Weight = DEFAULT
     """The same penalty on generated images (R2); 0 = off; 'auto' as for R1."""
     r1_interval: int = 4
     """R1 and R2 every so many steps, multiplied by as much; 1 = every step."""

@@ -52,7 +52,8 @@ class Phase:
         skipped = False
         if scaler is None:
             self.broken.copy_(torch.maximum(self.broken, (~norm.isfinite()).float()))
-            self.optimizer.found_inf = self.broken  # read by the fused kernel itself: nothing moves where it is 1
+            # Read by the fused kernel itself (torch's grad scaler sets it too): nothing moves where it is 1.
+            self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
             self.optimizer.step()
         else:
             scaler.step(self.optimizer)

@@ -123,13 +123,14 @@ class Run:
 
     def _open_window(self) -> None:
         """Start anew on what the next log line tells."""
-        self.window, self.measured = Window(), {}
+        self.window = Window()
+        self.measured: dict[str, float] = {}
         self.window_start = time.perf_counter(), self.trainer.images_seen
 
     def _log(self) -> tuple[str, str]:
         """One line of training_log.json: means since the last one. Returns (action, reason) of the main process."""
         trainer, (since, seen) = self.trainer, self.window_start
-        line = {"step": trainer.step_number, "images_seen": trainer.images_seen}
+        line: dict[str, float] = {"step": trainer.step_number, "images_seen": trainer.images_seen}
         line |= self.window.read(trainer.accelerator) | self.measured | trainer.settings()
         line["images_per_second"] = (trainer.images_seen - seen) / (time.perf_counter() - since)
         self._open_window()

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +28,8 @@ from toolkit.training.adaptive import Adaptive
 from toolkit.training.objective import Inputs, Objective, Scalars
 from toolkit.training.phase import Phase
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 class Trainer:
     """Networks, optimizers, average and data of one run; `step` is the recipe."""
@@ -47,10 +50,8 @@ class Trainer:
         backbone = load_backbone(named, frozen_weights, config.frozen_size) if named else None
         guidance = load_clip_guidance(shards.manifest.encoder, clip_weights) if config.clip_guidance else None
         torch.manual_seed(draws.integer(2**62, config.seed, "initial weights"))  # equal on every process
-        G, D = (
-            network.to(memory_format=torch.channels_last)
-            for network in (Generator(config), Discriminator(config, backbone))
-        )
+        G = Generator(config).to(memory_format=torch.channels_last)
+        D = Discriminator(config, backbone).to(memory_format=torch.channels_last)
         self.ema = self._average(G, config.ema_kimg)
         self.profiles = {name: self._average(G, kimg) for name, kimg in config.profiles.items()}
         self.G, self.D = accelerator.prepare(_synchronised(G, config, accelerator), D)
@@ -164,7 +165,8 @@ class Trainer:
 
     def _run_phase(self, name: str, loss_of: Callable, micro_batches: list[Batch], noise: draws.StepDraws) -> Scalars:
         """One optimizer step of one network on the sum of its micro-batches; the scalars are their means."""
-        phase, stats = self.phases[name], {}
+        phase = self.phases[name]
+        stats: Scalars = {}
         for batch in micro_batches:
             with phase.accumulating(last=batch is micro_batches[-1]):
                 loss, found = loss_of(batch, noise)
@@ -196,10 +198,10 @@ class Trainer:
         if shows_real:
             drawn.append(self._for_augment("augment real", batch, noise))
         first, *numbers = self._moved(torch.cat(drawn, dim=1)).split([columns.shape[1] for columns in drawn], dim=1)
-        for_fake, *for_real = (diffaug.Numbers.read(columns, self.config.diffaug_names) for columns in numbers)
-        texts = [self._conditioned(batch, noise, name, phase) for name in ("text", "mismatched")]
-        for_real = for_real[0] if for_real else None
-        return Inputs(batch.images, *texts, batch.differs, batch.text, first, for_real, for_fake)
+        read = [diffaug.Numbers.read(columns, self.config.diffaug_names) for columns in numbers]
+        text, mismatched = (self._conditioned(batch, noise, name, phase) for name in ("text", "mismatched"))
+        for_fake, for_real = read[0], read[1] if shows_real else None
+        return Inputs(batch.images, text, mismatched, batch.differs, batch.text, first, for_real, for_fake)
 
     def _conditioned(self, batch: Batch, noise: draws.StepDraws, name: str, phase: str) -> Tensor:
         """The text vectors as the networks shall see them now."""
@@ -230,7 +232,7 @@ class Trainer:
         """The main one first, which makes all samples; then the profiles, which are only stored."""
         return [self.ema, *self.profiles.values()]
 
-    def unwrap(self, network: nn.Module) -> nn.Module:
+    def unwrap(self, network: Network) -> Network:
         return self.accelerator.unwrap_model(network)
 
     @torch.no_grad()
