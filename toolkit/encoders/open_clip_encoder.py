@@ -1,11 +1,13 @@
 """CLIP by open_clip name: the text tower as an encoder, and the whole model for the CLIP score."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
 from toolkit.encoders.text_tower import TextTower
 from toolkit.errors import UserError, nearest
@@ -25,10 +27,12 @@ ViT-B-32: 640 tokens 1.0, 2,500 tokens 1.25, 10,000 tokens 2.0 times the time)."
 class OpenClip(NamedTuple):
     """A loaded model with the transform and tokenizer that belong to these very weights."""
 
-    model: nn.Module
-    preprocess: object
+    model: Any
+    """open_clip's CLIP, CustomTextCLIP or CoCa: an nn.Module with `encode_text`, `encode_image` and `visual`."""
+    preprocess: Callable[[Image.Image], Tensor]
     """PIL image -> float [3, H, W]; mean and std differ between tags of one architecture."""
-    tokenizer: object
+    tokenizer: Any
+    """open_clip's: (captions, context_length) -> int64 [N, L]; its `context_length` is the default."""
 
 
 class OpenClipEncoder:

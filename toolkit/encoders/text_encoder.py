@@ -28,9 +28,13 @@ class TextEncoder(Protocol):
     """Captions -> unit-length vectors."""
 
     name: str
-    dimension: int
-    weights_sha256: str
-    """'' if it has none."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    @property
+    def weights_sha256(self) -> str:
+        """'' if it has none."""
 
     def encode(self, captions: list[str]) -> Tensor: ...
 

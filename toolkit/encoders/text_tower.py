@@ -5,7 +5,7 @@ that token enters the vector, so the columns behind the last pooled token of a b
 `encode_text` adds all 77 positions; here it runs with its position table and its mask shortened.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class _Causal(NamedTuple):
 class TextTower(nn.Module):
     """The text half of an open_clip model; short batches cost what they hold."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self._causal = _causal(model)
@@ -71,7 +71,7 @@ class TextTower(nn.Module):
         return tensors_sha256(own)
 
 
-def _causal(model: nn.Module) -> _Causal | None:
+def _causal(model: Any) -> _Causal | None:
     """None for every tower not known to ignore what stands behind the pooled token.
 
     So for SigLIP and CLIPA (bidirectional, last token), CoCa (an own token at the end) and the transformers' towers.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.networks.models import Generator
-from toolkit.networks.norms import Affine, ConditionalNorm, Modulation, in_pairs
+from toolkit.networks.norms import Affine, BatchNorm, ConditionalNorm, Modulation, in_pairs
 
 
 class FoldedGenerator(nn.Module):
@@ -22,10 +22,11 @@ class FoldedGenerator(nn.Module):
         G.eval().to(memory_format=torch.channels_last).requires_grad_(False)
         shared = {id(tensor): tensor for tensor in (*G.parameters(), *G.buffers())}
         self.G = copy.deepcopy(G, shared)
-        self.G.modulation = _FoldedModulation(self.G.modulation, self.G.norms())
-        for block in self.G.blocks:
-            block.norm1, block.norm2 = _FoldedNorm(block.norm1), _FoldedNorm(block.norm2)
-        self.G.norm = _FoldedNorm(self.G.norm)
+        self.G.add_module("modulation", _FoldedModulation(self.G.modulation, self.G.norms()))
+        for module in list(self.G.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, ConditionalNorm):
+                    module.add_module(name, _FoldedNorm(child))
         self.requires_grad_(False).eval()
 
     def forward(self, z: Tensor, text: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class _FoldedNorm(nn.Module):
 
     def __init__(self, norm: ConditionalNorm) -> None:
         super().__init__()
-        self.norm = nn.Identity() if isinstance(norm.norm, nn.BatchNorm2d) else norm.norm
+        self.norm = nn.Identity() if isinstance(norm.norm, BatchNorm) else norm.norm
 
     def forward(self, x: Tensor, affine: Affine) -> Tensor:
         scale, shift = affine
@@ -76,7 +77,7 @@ def _folded_norm(norm: ConditionalNorm) -> tuple[Tensor, Tensor]:
     weight, bias = norm.gamma_beta.weight.detach().double(), norm.gamma_beta.bias.detach().double()
     (by_scale, by_shift), (scale, shift) = weight.chunk(2), bias.chunk(2)
     scale = scale + 1
-    if isinstance(norm.norm, nn.BatchNorm2d):
+    if isinstance(norm.norm, BatchNorm):
         mean, variance = norm.norm.running_mean.double(), norm.norm.running_var.double()
         std = (variance + norm.norm.eps).sqrt()
         by_scale, scale = by_scale / std[:, None], scale / std

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +32,15 @@ POOLED = 8.0
 """What a head's mean over positions counts, so that its first logits of photos spread as ScaleDiscriminator's do
 (standard deviation about 1; measured on three timm networks of random weights)."""
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 class Tower(NamedTuple):
     """An image network by its library, and what it expects of images."""
 
     network: nn.Module
-    """timm's or open_clip's, with `forward_intermediates`."""
+    """timm's or open_clip's, with `forward_intermediates`, of which nn.Module as a type knows nothing: hence Any below
+    where it is called."""
     side: int
     """Pixels."""
     mean: tuple[float, float, float]
@@ -47,6 +50,9 @@ class Tower(NamedTuple):
 
 class ImageInput(nn.Module):
     """[-1, 1] -> what a pretrained network expects: its size, antialiased bilinear, and its mean and deviation."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, side: int, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
@@ -115,9 +121,9 @@ class FrozenDiscriminator(nn.Module):
     def backbone(self) -> FrozenBackbone:
         return self._held[0]
 
-    def _apply(self, change: Callable[[Tensor], Tensor], *arguments: Any, **options: Any) -> nn.Module:
-        self._held[0]._apply(change, *arguments, **options)
-        return super()._apply(change, *arguments, **options)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self._held[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """images [N, 3, R, R] in [-1, 1], texts [K, N, cond_dim] unit length -> per depth logits [K, N], and the maps.
@@ -159,15 +165,16 @@ def weightless_backbone(name: str, size: int = 0) -> FrozenBackbone:
         return FrozenBackbone(name, tower, indices, [found[index].shape[1] for index in indices])
 
 
-def materialised(network: nn.Module) -> nn.Module:
+def materialised(network: Network) -> Network:
     """A network of the meta device, its tensors replaced in place by zeros of the present device or fake mode."""
     for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
-                    is_weight = isinstance(tensor, nn.Parameter)
-                    tensors[name] = nn.Parameter(zeros, requires_grad=False) if is_weight else zeros
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                zeros = torch.zeros(weight.shape, dtype=weight.dtype)
+                module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
     return network
 
 
@@ -181,7 +188,7 @@ def _normalised(found: Tensor) -> Tensor:
     return F.layer_norm(found.permute(0, 2, 3, 1), found.shape[1:2]).permute(0, 3, 1, 2)
 
 
-def _intermediates(network: nn.Module, images: Tensor, indices: list[int] | None) -> list[Tensor]:
+def _intermediates(network: Any, images: Tensor, indices: list[int] | None) -> list[Tensor]:
     found = network.forward_intermediates(images, indices=indices, stop_early=True, intermediates_only=True)
     return found["image_intermediates"] if isinstance(found, dict) else found  # open_clip's towers give a dict
 
@@ -207,9 +214,9 @@ def _load_timm(model: str, weights: Path | None, size: int) -> tuple[str, Tower]
         tensors = None if weights is None else _state_dict(read_tensors(weights))
         names = None if tensors is None else set(tensors)
         overlay = None if tensors is None else {"state_dict": tensors}
-        if tensors is None and (repository := timm.get_pretrained_cfg(model).hf_hub_id):
-            check_obtainable(repository, ("model.safetensors", "pytorch_model.bin"))
-        network = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        if tensors is None and (config := timm.get_pretrained_cfg(model)) and config.hf_hub_id:
+            check_obtainable(config.hf_hub_id, ("model.safetensors", "pytorch_model.bin"))
+        network: Any = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         missing = [] if names is None else [name for name in network.state_dict() if name not in names]
         if missing:  # timm leaves them at random without a word
             raise ValueError(f"{weights} lacks {len(missing)} of its tensors, such as {missing[0]}")
@@ -219,7 +226,7 @@ def _load_timm(model: str, weights: Path | None, size: int) -> tuple[str, Tower]
     return tensors_sha256(network.state_dict()), _timm_tower(network, size)
 
 
-def _timm_tower(network: nn.Module, size: int) -> Tower:
+def _timm_tower(network: Any, size: int) -> Tower:
     import timm
 
     config = timm.data.resolve_model_data_config(network)
@@ -256,7 +263,7 @@ def _load_open_clip(model: str, weights: Path | None) -> tuple[str, Tower]:
     return tensors_sha256(clip.visual.state_dict()), open_clip_tower(clip)
 
 
-def open_clip_tower(clip: nn.Module) -> Tower:
+def open_clip_tower(clip: Any) -> Tower:
     """The image's half; mean and deviation belong to the tag, not to the architecture."""
     from open_clip import get_model_preprocess_cfg
 

@@ -27,7 +27,10 @@ def generator_loss(fake: Tensor, real: Tensor | None, loss: str) -> Tensor:
     """
     if loss == "hinge":
         return -fake.mean(dim=1)
-    return F.softplus(-fake if loss == "nonsaturating" else real - fake).mean(dim=1)
+    if loss == "nonsaturating":
+        return F.softplus(-fake).mean(dim=1)
+    assert real is not None
+    return F.softplus(real - fake).mean(dim=1)
 
 
 def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:

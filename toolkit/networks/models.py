@@ -53,7 +53,7 @@ class Generator(nn.Module):
         text = self.text(text * math.sqrt(self.cond_dim))  # unit variance per element, as the layers' init expects
         x = self.start(torch.cat([z, text], dim=1)).unflatten(1, (-1, 4, 4))
         *pairs, last = self.modulation(self.norms(), text, z)
-        small = []  # maps of 4 and 8 pixels, which gate those of R/2 and R
+        small: list[Tensor] = []  # maps of 4 and 8 pixels, which gate those of R/2 and R
         for i, (block, first, second) in enumerate(zip(self.blocks, pairs[::2], pairs[1::2], strict=True)):
             x = self.attention[str(i)](x) if str(i) in self.attention else x
             small = small if len(small) == len(self.excitation) else [*small, x]
@@ -64,7 +64,11 @@ class Generator(nn.Module):
 
     def norms(self) -> list[ConditionalNorm]:
         """In the order of the forward pass."""
-        return [*(norm for block in self.blocks for norm in (block.norm1, block.norm2)), self.norm]
+        found = []
+        for block in self.blocks:
+            assert isinstance(block, UpBlock)
+            found += [block.norm1, block.norm2]
+        return [*found, self.norm]
 
 
 class Look(NamedTuple):
@@ -135,7 +139,7 @@ class Discriminator(nn.Module):
         else:
             # From within: around a network prepared by Accelerate it would have no effect.
             with torch.autocast(look.images.device.type, enabled=False):
-                exact = look._replace(images=look.images.to(self.scales[0].linear.bias.dtype))
+                exact = look._replace(images=look.images.to(self.norms.layers[0].weight.dtype))
                 logits, features = self._by_scales(exact, texts, counts)
         if self.frozen is not None:
             # R1 and R2 are of the trained columns: fused attention has no second derivative.
@@ -149,16 +153,19 @@ class Discriminator(nn.Module):
         if any(look.mismatched is not None for look in looks):
             second = torch.cat([look.text if look.mismatched is None else look.mismatched for look in looks])
         counts = [len(look.images) for look in looks]
-        whole = self._judge(Look(*(torch.cat([look[i] for look in looks]) for i in (0, 1)), second), counts)
-        others = [None] * len(looks) if second is None else whole.mismatched.split(counts)
+        images, text = torch.cat([look.images for look in looks]), torch.cat([look.text for look in looks])
+        whole = self._judge(Look(images, text, second), counts)
+        others = [None] * len(looks) if whole.mismatched is None else whole.mismatched.split(counts)
         return tuple(
             Verdict(logits, None if look.mismatched is None else other, ())
             for look, logits, other in zip(looks, whole.logits.split(counts), others, strict=True)
         )
 
     def _by_scales(self, look: Look, texts: Tensor, counts: list[int] | None) -> tuple[list[Tensor], list[Tensor]]:
-        logits, features = [], []
+        logits: list[Tensor] = []
+        features: list[Tensor] = []
         for k, scale in enumerate(self.scales):
+            assert isinstance(scale, ScaleDiscriminator)
             pooled, maps = scale(F.avg_pool2d(look.images, 2**k) if k else look.images, counts)
             logits.append(scale.logits(pooled, texts))
             features += maps if look.features else []

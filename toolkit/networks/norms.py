@@ -13,6 +13,10 @@ EPSILON = 1e-8
 class BatchNorm(nn.BatchNorm2d):
     """torch's without affine and without its count of batches, which only an average over all of them needs."""
 
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, None, None, self.training, self.momentum, self.eps)
 
@@ -76,6 +80,8 @@ class Modulation(nn.Module):
     With `own_layers` each block has a layer of its own, SiLU(W text + b), before its two norms, in the spirit of
     DF-GAN's deep fusion (Tao et al. 2022, arXiv 2008.05865, sect. 3.3); the last norm reads the shared features.
     """
+
+    identity: Tensor
 
     def __init__(self, norms: list[ConditionalNorm], text_width: int, own_layers: bool, noise: bool) -> None:
         super().__init__()

@@ -16,6 +16,9 @@ LAYERS = (8, 15, 22)
 class PerceptualDistance(nn.Module):
     """Mean L1 distance of frozen VGG-16 features, averaged over three layers."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
         import torchvision  # a second of import that runs without this loss should not pay

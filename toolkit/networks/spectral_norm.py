@@ -23,12 +23,17 @@ TORCH_NAMES = {
 """Of the same tensors in a state dict of torch's spectral norm, and so in checkpoints made with it."""
 
 
-class SpectralLayer:
+class SpectralLayer(nn.Module):
     """What convolution and linear layer have in common: a weight W [outputs, ...] and its largest singular value.
 
     u [outputs] and v [1, ...] are the singular vectors as far as power iteration has come, sigma = u^T W v the value.
     v has the shape of a row of W so that it takes on W's memory layout: the matrix is then a view, never a copy.
     """
+
+    weight: Tensor
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
 
     def hold_vectors(self) -> None:
         weight = self.weight
@@ -71,11 +76,14 @@ class SpectralLayer:
 class SpectralConv2d(SpectralLayer, nn.Conv2d):
     """Convolution whose weight, as a matrix, has largest singular value 1."""
 
+    padding: tuple[int, ...]
+
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
         self.hold_vectors()
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.normalised is not None  # by SpectralNorms.normalise
         return F.conv2d(x, self.normalised, self.bias, padding=self.padding)
 
 
@@ -87,6 +95,7 @@ class SpectralLinear(SpectralLayer, nn.Linear):
         self.hold_vectors()
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.normalised is not None  # by SpectralNorms.normalise
         return F.linear(x, self.normalised, self.bias)
 
 
@@ -157,7 +166,7 @@ def _as_it_lies(gradient: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(gradient)
 
 
-def _lengths(vectors: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+def _lengths(vectors: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Their norms, never 0."""
     lengths = torch._foreach_norm(vectors)
     torch._foreach_clamp_min_(lengths, 1e-12)
