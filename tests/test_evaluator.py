@@ -182,10 +182,10 @@ def test_no_source_is_an_error():
             parse(EvaluationOptions, listed(empty))
 
 
-def evaluate(processes: int, batch: int, run: Path, shards: Path, weights: Path, cache: Path) -> dict:
+def evaluate(processes: int, batch: int, fakes: list[Path], shards: Path, weights: Path, cache: Path) -> dict:
     """Of a fresh command, as a user starts it."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "evaluation", "--metrics", GEOMETRY, "--real", shards, "--fake", run]
+    command = [sys.executable, *launcher, "-m", "evaluation", "--metrics", GEOMETRY, "--real", shards, "--fake", *fakes]
     command += ["--count", 70, "--weights", weights, "--feature_layer", 64, "--batch", batch, "--cache", cache]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
@@ -197,10 +197,18 @@ def evaluate(processes: int, batch: int, run: Path, shards: Path, weights: Path,
 def test_scores_depend_neither_on_processes_nor_on_batches(shards, random_weights, tmp_path):
     """Row 59. With its own cache each computes the reference itself, but the last."""
     run = write_run(tmp_path / "run")
-    found = [evaluate(processes, batch, run, shards, random_weights, tmp_path / cache)
+    found = [evaluate(processes, batch, [run], shards, random_weights, tmp_path / cache)
              for processes, batch, cache in ((1, 8, "a"), (2, 8, "b"), (1, 3, "c"), (2, 3, "b"))]  # fmt: skip
     assert found[0]["scores"] == found[1]["scores"]  # the same batches, whoever computes them
     for other in found[2:]:
         for name, value in found[0]["scores"].items():
             assert other["scores"][name] == (value and pytest.approx(value, rel=1e-6, abs=1e-9)), name
     assert found[0]["scores"]["fid_64"] > 1e-3
+
+
+@pytest.mark.dist
+def test_two_processes_score_several_sources_in_a_row(shards, random_weights, tmp_path):
+    """The reference is on the main process alone, and no other asks for it a second time."""
+    run = write_run(tmp_path / "run")
+    first, second = evaluate(2, 8, [run, run], shards, random_weights, tmp_path / "cache")["reports"]
+    assert first == second

@@ -13,8 +13,9 @@ from toolkit.networks.weights_file import tensors_sha256
 class Extractor(Protocol):
     """Images in, features out; one forward for all taps."""
 
-    taps: tuple[str, ...]
-    """Names of the features: 'inception_64', ..., 'inception_logits', 'clip', 'dinov2'."""
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the features: 'inception_64', ..., 'inception_logits', 'clip', 'dinov2'."""
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] in [0, 255] on the CPU -> float32 [B, C] on the CPU for each tap."""

@@ -1,6 +1,7 @@
 """How different are images from each other, within a prompt and over the whole set?"""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from evaluation.metrics.features import check_features
 from toolkit.errors import UserError
 
 CHUNK = 4096
+Prompt = TypeVar("Prompt", bound=Hashable)
 
 
-def within_prompts(features: Tensor, groups: Sequence[str | int]) -> dict[str | int, float]:
+def within_prompts(features: Tensor, groups: Sequence[Prompt]) -> dict[Prompt, float]:
     """Features [N, C] and the prompt of each -> mean Euclidean distance of all pairs of images within each prompt.
 
     0 where a prompt always gives the same image. Prompts with one image are left out.
@@ -20,13 +22,13 @@ def within_prompts(features: Tensor, groups: Sequence[str | int]) -> dict[str | 
     check_features(features, fewest=1, metric="diversity")
     if len(features) != len(groups):
         raise UserError(f"{len(features)} images have {len(groups)} prompts; each needs one")
-    members: dict[str | int, list[int]] = {}
+    members: dict[Prompt, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     return {group: _mean_distance(features[rows]) for group, rows in members.items() if len(rows) > 1}
 
 
-def mean_diversity(by_prompt: dict[str | int, float]) -> float | None:
+def mean_diversity(by_prompt: dict[Prompt, float]) -> float | None:
     """Mean over the prompts, each counted once; None if no prompt has two images."""
     return sum(by_prompt.values()) / len(by_prompt) if by_prompt else None
 

@@ -35,7 +35,9 @@ def collect(
 
     def next_batch() -> None:
         drawn = next(images, None)  # in the last turn some have none left
-        for extractor in extractors if drawn is not None else ():
+        if drawn is None:
+            return
+        for extractor in extractors:
             for tap, values in extractor(drawn).items():
                 found[tap].append(values)
 

@@ -58,6 +58,8 @@ class Evaluator:
         self.clip: ClipExtractor | None = None
         self.extractors: list[Extractor] = []
         self._reference: Side | None = None
+        self._reference_read = False
+        """On all processes alike; `_reference` itself is on the main one only."""
 
     def __call__(self, fake: Source, until: float | None = None) -> dict | None:
         """The report on the main process, None on the others. `until`: see `collect`."""
@@ -92,16 +94,18 @@ class Evaluator:
         return found
 
     def _read_reference(self, until: float | None) -> Side | None:
-        """Once: from the cache where it is, else computed."""
-        if self.real is None or self._reference is not None:
+        """Once: from the cache where it is, else computed. On the main process, None on the others."""
+        if self.real is None or self._reference_read:
             return self._reference
         features = self._from_cache()
         lacking = [e for e in self.extractors if self.setting.processes.largest(not features.keys() >= set(e.taps))]
         if lacking:  # one decode for all of them, shared out over the processes
             computed = collect(self.real, lacking, self.setting.batch, self.setting.processes, until)
-            self._to_cache(lacking, computed)
+            self._to_cache(self.real, lacking, computed)
             features |= computed
-        self._reference = self._side(self.real, features)
+        if self.setting.processes.main:
+            self._reference = self._side(self.real, features)
+        self._reference_read = True
         return self._reference
 
     def _from_cache(self) -> Features:
@@ -112,9 +116,9 @@ class Evaluator:
                 found |= self.setting.cache.load(self._fingerprint, extractor.key(), extractor.taps) or {}
         return found
 
-    def _to_cache(self, extractors: list[Extractor], features: Features) -> None:
+    def _to_cache(self, real: Source, extractors: list[Extractor], features: Features) -> None:
         setting, fingerprint = self.setting, self._fingerprint
-        if not setting.processes.main or setting.cache is None or self.real.fingerprint() != fingerprint:
+        if not setting.processes.main or setting.cache is None or real.fingerprint() != fingerprint:
             return  # the last: images were replaced meanwhile
         for extractor in extractors:
             kept = {tap: features[tap] for tap in extractor.taps}
@@ -125,16 +129,17 @@ class Evaluator:
         """None where a network draws the reference; asked on the main process only, for it reads all images."""
         return self.real.fingerprint() if self.real is not None and self.setting.processes.main else None
 
-    def _side(self, source: Source, features: Features) -> Side | None:
-        if not self.setting.processes.main:
-            return None
+    def _side(self, source: Source, features: Features) -> Side:
+        """On the main process."""
         text, captions = None, source.captions
         if captions is not None and any(
             METRICS[name].captions and METRICS[name].tap == "clip" for name in self.metrics
         ):
+            assert self.clip is not None  # loaded for the tap of these metrics
             text = self.clip.encode_texts([self.options.prefix + caption for caption in captions])
-        wanted = source.read_vectors is not None and any(METRICS[name].vectors for name in self.metrics)
-        return Side(features, captions, text, vectors=source.read_vectors() if wanted else None)
+        wanted = any(METRICS[name].vectors for name in self.metrics)
+        vectors = source.read_vectors() if source.read_vectors is not None and wanted else None
+        return Side(features, captions, text, vectors=vectors)
 
     def _report(self, fake: Source, real: Side | None, features: Features) -> dict:
         of = Evidence(self.options, self.setting.seed, real, self._side(fake, features))
@@ -149,7 +154,8 @@ class Evaluator:
 
     def _scores(self, of: Evidence) -> tuple[Scores, list[str]]:
         """By name, and what was refused: one metric that wants more images does not cost the others theirs."""
-        scores, refused = {}, []
+        scores: Scores = {}
+        refused: list[str] = []
         for name in self.metrics:
             metric = METRICS[name]
             try:
@@ -165,7 +171,7 @@ class Evaluator:
     def _protocol(self, fake: Source, of: Evidence) -> dict:
         """What a reader must know to make the numbers again, and to know which others compare."""
         real, setting = self.real, self.setting
-        common = {
+        common: dict[str, object] = {
             "real": real.name if real else None,
             "real_fingerprint": self._fingerprint,
             "fake": fake.name,

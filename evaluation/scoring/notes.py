@@ -67,7 +67,8 @@ def _of_candidates(evidence: Evidence) -> list[str]:
 
 def _of_collapse(evidence: Evidence) -> list[str]:
     """A generator that draws one image, or one a prompt, has finite scores: somebody must say it."""
-    found, tap, real, fake = [], evidence.tap, evidence.real, evidence.fake
+    found: list[str] = []
+    tap, real, fake = evidence.tap, evidence.reference, evidence.fake
     if real is None or tap not in fake.features:
         return found
     if fake.statistics(tap).covariance.trace() < COLLAPSED * real.statistics(tap).covariance.trace():

@@ -47,7 +47,10 @@ def single(options: EvaluationOptions, metric: str, network: str) -> dict | None
 
 def with_images(report: dict, real: Source | None, fake: Source) -> dict:
     """Adds "images" where the report names nearest training images."""
-    return report | ({"images": draw_pairs(report["nearest"], real, fake)} if "nearest" in report else {})
+    if "nearest" not in report:
+        return report
+    assert real is not None  # memorisation, which found them, compares with real images
+    return report | {"images": draw_pairs(report["nearest"], real, fake)}
 
 
 def _open_real(options: EvaluationOptions, device: torch.device) -> Source | None:

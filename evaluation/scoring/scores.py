@@ -42,6 +42,17 @@ class Side:
     """How it reads this side's images left out."""
     _statistics: dict[str, Statistics] = field(default_factory=dict)
 
+    @property
+    def own_captions(self) -> list[str]:
+        """For metrics that ask for the captions of this side: without them the evaluator does not score them."""
+        assert self.captions is not None
+        return self.captions
+
+    def images_and_text(self) -> tuple[Tensor, Tensor]:
+        """CLIP's vectors, for metrics of its tap that ask for the captions of this side."""
+        assert self.text is not None
+        return self.features["clip"], self.text
+
     def statistics(self, tap: str) -> Statistics:
         """Made once: the reference is compared with many a checkpoint."""
         if tap not in self._statistics:
@@ -55,13 +66,20 @@ class Evidence:
 
     options: MeasureOptions
     seed: int
-    real: Side | None
+    reference: Side | None
+    """The real images, if there are any."""
     fake: Side
     prompts: dict[str, dict] = field(default_factory=dict)
     """By caption: what is known of its images."""
     nearest: list[dict] = field(default_factory=list)
     details: dict[str, dict] = field(default_factory=dict)
     """By metric: what belongs into the protocol."""
+
+    @property
+    def real(self) -> Side:
+        """For metrics that compare with real images: without them the evaluator does not score them."""
+        assert self.reference is not None
+        return self.reference
 
     @property
     def tap(self) -> str:
@@ -119,7 +137,7 @@ def precision_recall(of: Evidence) -> Scores:
 
 
 def agreement(of: Evidence) -> Scores:
-    images, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
+    (images, texts), captions = of.fake.images_and_text(), of.fake.own_captions
     of.details["clip_score"] = {"formulas": text_agreement.FORMULAS, "prefix": of.options.prefix}
     for caption, found in text_agreement.per_prompt(images, texts, captions).items():
         of.tell(caption, **found)
@@ -128,7 +146,7 @@ def agreement(of: Evidence) -> Scores:
 
 
 def retrieval(of: Evidence) -> Scores:
-    images, texts, captions = of.fake.features["clip"], of.fake.text, of.fake.captions
+    (images, texts), captions = of.fake.images_and_text(), of.fake.own_captions
     found = text_agreement.retrieval(images, texts, captions, seed=of.seed)
     if found is None:
         return dict.fromkeys(("r_precision", "r_precision_shuffled", "median_rank"))
@@ -136,32 +154,34 @@ def retrieval(of: Evidence) -> Scores:
     for caption, told in text_agreement.per_prompt(images, texts, captions, found.ranks).items():
         of.tell(caption, **told)
     order = text_agreement.shuffled_order(captions, of.seed)
+    assert order is not None  # captions differ, or nothing would have been found
     control = text_agreement.retrieval(images, texts[order], [captions[i] for i in order], seed=of.seed)
     shuffled = control.r_precision if control else None
     return {"r_precision": found.r_precision, "r_precision_shuffled": shuffled, "median_rank": found.median_rank}
 
 
 def within_prompts(of: Evidence) -> Scores:
-    found = {}
-    for name, side in (("diversity", of.fake), ("diversity_real", of.real)):
+    found: Scores = {}
+    for name, side in (("diversity", of.fake), ("diversity_real", of.reference)):
         if side is not None and side.captions is not None:
             by_prompt = diversity.within_prompts(side.features[of.tap], side.captions)
             found[name] = diversity.mean_diversity(by_prompt)
             counts = Counter(side.captions)
-            for caption, distance in by_prompt.items() if side is of.fake else ():
-                of.tell(caption, count=counts[caption], diversity=distance)
+            if side is of.fake:
+                for caption, distance in by_prompt.items():
+                    of.tell(caption, count=counts[caption], diversity=distance)
     return found
 
 
 def probe(of: Evidence) -> Scores:
-    tap = of.tap
-    if of.real.probe is None:
-        of.real.probe = caption_probe.fit(of.real.features[tap], of.real.captions)
-    found = caption_probe.hits(of.real.probe, of.fake.features[tap], of.fake.captions).double()
-    of.details["probe"] = {"captions": len(of.real.probe.captions), "ridge_strength": of.real.probe.strength}
-    for caption, rows in text_agreement.rows_by_caption(of.fake.captions).items():
+    tap, real, captions = of.tap, of.real, of.fake.own_captions
+    if real.probe is None:
+        real.probe = caption_probe.fit(real.features[tap], real.own_captions)
+    found = caption_probe.hits(real.probe, of.fake.features[tap], captions).double()
+    of.details["probe"] = {"captions": len(real.probe.captions), "ridge_strength": real.probe.strength}
+    for caption, rows in text_agreement.rows_by_caption(captions).items():
         of.tell(caption, count=len(rows), probe_accuracy=float(found[rows].mean()))
-    return {"probe_accuracy": float(found.mean()), "probe_accuracy_real": of.real.probe.accuracy}
+    return {"probe_accuracy": float(found.mean()), "probe_accuracy_real": real.probe.accuracy}
 
 
 def text_reader(of: Evidence) -> Scores:
@@ -172,13 +192,15 @@ def text_reader(of: Evidence) -> Scores:
         raise UserError(f"the captions of both sides were embedded by different encoders: {other}")
     if real.text_ridge is None:
         real.text_ridge = text_probe.fit(real.features[of.tap], real.vectors.values)
-    features, texts, captions = fake.features[of.tap], fake.vectors.values, fake.captions
+    features, texts, captions = fake.features[of.tap], fake.vectors.values, fake.own_captions
     found = text_probe.judge(real.text_ridge, features, texts, captions, seed=of.seed)
     if found is None:
         return dict.fromkeys(METRICS["text_probe"].gives)
     order = text_agreement.shuffled_order(captions, of.seed)
+    assert order is not None  # captions differ, or nothing would have been found
     control = text_probe.judge(real.text_ridge, features, texts[order], [captions[i] for i in order], seed=of.seed)
-    left_out = _real_left_out(real, found.distractors, of.seed)
+    assert control is not None  # it has the captions that something was found among
+    left_out = _real_left_out(real, real.text_ridge, real.vectors.values, found.distractors, of.seed)
     of.details["text_probe"] = {
         "candidates": 1 + found.distractors,
         "ridge_strength": real.text_ridge.strength,
@@ -196,23 +218,23 @@ def text_reader(of: Evidence) -> Scores:
     }
 
 
-def _real_left_out(real: Side, distractors: int, seed: int) -> text_agreement.Retrieval | None:
+def _real_left_out(
+    real: Side, reader: Ridge, texts: Tensor, distractors: int, seed: int
+) -> text_agreement.Retrieval | None:
     """Made once, as long as the drawn side has as many captions; None where the real one has fewer."""
     if real.text_left_out is None or real.text_left_out.distractors != distractors:
-        texts, captions = real.vectors.values, real.captions
-        real.text_left_out = text_probe.judge_left_out(real.text_ridge, texts, captions, distractors, seed)
+        real.text_left_out = text_probe.judge_left_out(reader, texts, real.own_captions, distractors, seed)
     found = real.text_left_out
     return found if found is not None and found.distractors == distractors else None
 
 
 def vendi(of: Evidence) -> Scores:
-    sides = {"vendi": of.fake} | ({"vendi_real": of.real} if of.real else {})
+    sides = {"vendi": of.fake} | ({"vendi_real": of.reference} if of.reference else {})
     return {name: diversity.vendi_score(side.features[of.tap]) for name, side in sides.items()}
 
 
 def joint_fd(of: Evidence) -> Scores:
-    real, fake = ((side.features["clip"], side.text) for side in (of.real, of.fake))
-    return {"joint_fd": joint.joint_frechet_distance(*real, *fake)}
+    return {"joint_fd": joint.joint_frechet_distance(*of.real.images_and_text(), *of.fake.images_and_text())}
 
 
 def memorisation(of: Evidence) -> Scores:
