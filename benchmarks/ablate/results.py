@@ -16,7 +16,7 @@ class Results:
     """What is known so far."""
 
     grid: dict
-    """control, criterion (as reports name it), kimg, seeds, variants in their order, data."""
+    """control, criterion (as reports name it), kimg, seeds, variants in their order with their options, data."""
     runs: list[dict] = field(default_factory=list)
     floor: dict | None = None
     """Scores of real images against others: {"count", "scores"}."""
@@ -54,6 +54,7 @@ def start(grid: Grid, folder: Path) -> Results:
         "name": grid.name, "control": grid.control, "criterion": grid.criterion_score(), "kimg": grid.kimg,
         "seeds": list(grid.seeds), "variants": list(grid.variants), "data": grid.shards.manifest.fingerprint,
         "samples": len(grid.shards), "resolution": grid.shards.manifest.resolution,
+        "options": {name: grid.definition(name)["options"] for name in grid.variants},  # config files may change
     }  # fmt: skip
     if not (folder / NAME).is_file():
         return Results(about)

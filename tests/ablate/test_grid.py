@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks.ablate.grid import Grid, fingerprint, read_grid
 from benchmarks.ablate.reference import REFERENCE
-from benchmarks.ablate.results import read
+from benchmarks.ablate.results import read, start
 from evaluation.compare.runs import NEUTRAL
 from tests.ablate.made import write_grid
 from tests.conftest import REPOSITORY
-from toolkit.config import ResolvedConfig
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.errors import UserError
 
 
@@ -41,6 +41,19 @@ def test_a_variant_may_stand_on_a_config_of_its_own(place):
     assert own.total_steps == 8
 
 
+def test_a_base_may_name_a_config_file_and_the_results_say_what_it_was(place, grid):
+    (place / "winner.yaml").write_text("base_ch: 2\nlr_d: 5.0e-4\nbeta2: 0.5\n")
+    text = (place / "grid.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("base:"))
+    named = read_grid(write_grid(place, line, line.replace("{", "{config: winner.yaml, ", 1)))
+    assert (named.config("faster").beta2, named.config("faster").lr_g) == (0.5, 1e-3)
+    for one in (grid, named):
+        options = start(one, place / "results").grid["options"]
+        assert options.keys() == one.variants.keys()
+        assert options["faster"] == one.definition("faster")["options"] and options["faster"]["lr_g"] == 1e-3
+    assert options["base"]["beta2"] == 0.5 and "config" not in options["base"]
+
+
 def test_the_same_training_has_the_same_fingerprint(place, grid):
     """Neither seed nor places nor other variants matter; what is trained, shown and measured does."""
     same = read_grid(write_grid(place, "faster: {lr_g: 1e-3}", "faster: {lr_g: 0.001}\n  more: {lr_g: 2e-3}"))
@@ -56,8 +69,8 @@ def test_a_definition_outlives_changed_defaults(grid, monkeypatch):
     """A training with another default is another one, and one that spells the earlier value out is the same."""
     before = grid.definition("faster")
     changed = replace(grid.config("faster"), diffaug="cutout", beta2=0.5)
-    monkeypatch.setattr(ResolvedConfig, "__init__", partialmethod(ResolvedConfig.__init__, diffaug="cutout", beta2=0.5))
-    assert ResolvedConfig().diffaug == "cutout"
+    monkeypatch.setattr(TrainConfig, "__init__", partialmethod(TrainConfig.__init__, diffaug="cutout", beta2=0.5))
+    assert TrainConfig().diffaug == "cutout"
     monkeypatch.setattr(Grid, "config", lambda *_: changed)
     after = grid.definition("faster")
     assert after["options"] == before["options"] | {"diffaug": "cutout", "beta2": 0.5}
