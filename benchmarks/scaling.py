@@ -22,7 +22,7 @@ import torch
 from benchmarks.scaling_model import Link, all_reduce_seconds, step_seconds, waiting_seconds
 from benchmarks.scaling_worker import COLUMNS, PARITY_STEPS, WorkerOptions
 from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
-from benchmarks.step import drawn_shards
+from benchmarks.step_pair import drawn_shards
 from toolkit.errors import UserError
 
 NAME = "processes"

@@ -4,198 +4,55 @@
 without are timed and weighed 1 to 15; 'max' adds, on a GPU, half precision and what else is faster there.
 """
 
-import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
-from accelerate.state import AcceleratorState
 
-from benchmarks.operations import Operations
-from benchmarks.plain_loop import PlainLoop
-from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
-from shards import create, toy_dishes
-from toolkit.config import ResolvedConfig
-from toolkit.data.dataset import Batch
-from toolkit.data.shard_reader import ShardSet
-from toolkit.draws import StepDraws
-from toolkit.launching.launch import start_accelerator
-from toolkit.networks.architecture import EARLIER
-from toolkit.training.compiling import Mode
-from toolkit.training.objective import Inputs
-from toolkit.training.trainer import Trainer
-
-NAME = "training step"
-BASELINE = "a plain loop"
-LAZY = 16
-NEVER = 10**9
-TOLERANCE = 1e-4
-PARITY_RATE = 1e-6
-"""Learning rate of the parity steps. Adam's first steps are signs of gradients, and rounding decides those near 0: at
-the recipe's rates two correct loops part at once."""
-SETTLED = 200
-"""Power iterations at first. torch's hook iterates v before u, ours u before v, as torch's parametrization does; once
-they have converged that is the same."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One size of the networks and the batch."""
-
-    resolution: int
-    base_ch: int
-    batch: int
-    strict: float | None = None
-    """The ratios aimed at."""
-    parity_steps: int = 10
-    lazy: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.resolution} px, base_ch {self.base_ch}, batch {self.batch}"
-
-    def config(self, data: Path, precision: str) -> ResolvedConfig:
-        """configs/seed.yaml at this size: the options that the plain loop has too."""
-        return ResolvedConfig(
-            data=str(data), resolution=self.resolution, base_ch=self.base_ch, batch=self.batch, d_scales=1,
-            mismatch_weight=0, r1_penalty=2, r1_interval=1, lr_g=5e-5, lr_d=1.5e-4, grad_clip=1, loss="hinge",
-            r2_penalty=0, d_steps=1, ema_ramp=False, **EARLIER,
-            diffaug="color,translation,flip", workers=0, mixed_precision=precision,
-        )  # fmt: skip
-
+from benchmarks import step_on_gpu
+from benchmarks.side_by_side import Row, Setting, compared, in_turns
+from benchmarks.step_pair import BASELINE, LAZY, NAME, NEVER, Pair, Point
 
 CPU_POINTS = (Point(64, 16, 4), Point(128, 32, 4, strict=1.2, lazy=1.55, parity_steps=3))
 
 
 def rows(setting: Setting) -> Iterator[Row]:
     if setting.device.type == "cuda":
-        from benchmarks.step_on_gpu import rows as on_gpu  # it takes this file's parts
-
-        yield from on_gpu(setting)
+        yield from step_on_gpu.rows(setting)
         return
     for point in CPU_POINTS:
         pair = Pair(point, setting)
         parity = pair.check_parity(point.parity_steps)
-        yield from pair.measure(parity)
+        yield from measure(pair, parity)
 
 
-class Pair:
-    """Ours and the plain loop with equal weights and images."""
-
-    def __init__(self, point: Point, setting: Setting, precision: str = "no", compile: Mode = "no") -> None:
-        self.point, self.setting = point, setting
-        config = point.config(drawn_shards(setting.folder, point.resolution), precision)
-        config = dataclasses.replace(config, compile=compile)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = start_accelerator(config)
-        self.trainer = Trainer(config, accelerator, ShardSet(Path(config.data)))
-        self.trainer.fetch()
-        (self.batch,) = self.trainer.feed.take()[0]
-        self.trainer.feed.close()
-        self.trainer.feed = OneBatch(self.batch)
-        self.trainer.unwrap(self.trainer.D).iterate(SETTLED)
-        self.plain = PlainLoop(
-            config, self.trainer.unwrap(self.trainer.G), self.trainer.unwrap(self.trainer.D), precision
-        )
-        self.plain_inputs = self.inputs(0)
-
-    def inputs(self, step: int) -> tuple[Inputs, Inputs]:
-        """What the trainer draws at this step for D's and for G's phase."""
-        noise = StepDraws(self.trainer.config.seed, self.point.batch, step, 0)
-        of_d = self.trainer.inputs(self.batch, noise, "D", "augment fake", shows_real=True)
-        return of_d, self.trainer.inputs(self.batch, noise, "G", "augment for G", shows_real=False)
-
-    def check_parity(self, steps: int) -> str:
-        """Both losses over so many steps from the same weights. Raises Different."""
-        rates = self.learning_rates({name: PARITY_RATE for name in "GD"})
-        self.plain.iterations = "once a step"
-        worst = 0.0
-        for _ in range(steps):
-            theirs = self.plain.step(*self.inputs(self.trainer.step_number))
-            stats = self.trainer.step()
-            worst = max(worst, *(abs(stats[f"loss_{n}"].item() - value) for n, value in zip("dg", theirs, strict=True)))
-        self.plain.iterations = "each forward"
-        self.learning_rates(rates)
-        if not worst <= TOLERANCE:
-            raise Different(f"losses of {steps} steps differ by {worst:.1e}, more than {TOLERANCE:.0e}")
-        return f"losses of {steps} steps within {worst:.0e}"
-
-    def learning_rates(self, rates: dict[str, float]) -> dict[str, float]:
-        """Set those of both loops; returns what they were."""
-        theirs, before = {"G": self.plain.optimizer_g, "D": self.plain.optimizer_d}, {}
-        for name, rate in rates.items():
-            for optimizer in (theirs[name], self.trainer.phases[name].optimizer):
-                before[name] = optimizer.param_groups[0]["lr"]
-                optimizer.param_groups[0]["lr"] = rate
-        return before
-
-    def measure(self, parity: str) -> Iterator[Row]:
-        plain = lambda: self.plain.step(*self.plain_inputs)  # noqa: E731
-        ways = {"plain": plain, "with R1": self.ours(1), "without": self.ours(NEVER)}
-        seconds = in_turns(ways, self.setting.rounds, self.setting.clock)
-        lazy = [
-            (one + (LAZY - 1) * other) / LAZY for one, other in zip(seconds["with R1"], seconds["without"], strict=True)
-        ]
-        found = {name: self.operations(work, name == "plain") for name, work in ways.items()}
-        counts, flops = ({name: getattr(c, kind) for name, c in found.items()} for kind in ("count", "flops"))
-        for numbers in (counts, flops):
-            numbers["lazy"] = (numbers["with R1"] + (LAZY - 1) * numbers["without"]) / LAZY
-        peak = cpu_peak()
-        kinds = (
-            ("strict", "with R1", seconds["with R1"], self.point.strict),
-            ("lazy R1", "lazy", lazy, self.point.lazy),
-        )
-        for kind, name, ours, goal in kinds:
-            shares = [flops[n] / statistics.median(t) / peak for n, t in (("plain", seconds["plain"]), (name, ours))]
-            note = (
-                f"operations {counts['plain']:,} → {counts[name]:,.0f}, share of peak {shares[0]:.0%} → {shares[1]:.0%}"
-            )
-            yield compared(
-                NAME, f"{self.point}, {kind}", BASELINE, "images/s", self.point.batch, seconds["plain"], ours,
-                parity if kind == "strict" else "as strict, R1 every 16th step", goal, note,
-                operations=round(counts[name]), operations_theirs=counts["plain"], flops=round(flops[name]),
-                flops_theirs=flops["plain"], share_of_peak=shares[1], share_of_peak_theirs=shares[0],
-                seconds={name: round(statistics.median(values), 4) for name, values in seconds.items()},
-            )  # fmt: skip
-
-    def ours(self, r1_interval: int) -> Callable[[], object]:
-        """A step with R1 (interval 1) or without."""
-
-        def work() -> None:
-            self.trainer.config = dataclasses.replace(self.trainer.config, r1_interval=r1_interval)
-            self.trainer.step()
-
-        return work
-
-    def operations(self, work: Callable[[], object], plain: bool) -> Operations:
-        """Counted in one step, without the optimizers' and the average's."""
-        with Operations() as counted:
-            if plain:
-                counted.without(self.plain.optimizer_g, "step")
-                counted.without(self.plain.optimizer_d, "step")
-            else:
-                counted.without(self.trainer.ema, "update")
-                for phase in self.trainer.phases.values():
-                    counted.without(phase, "step")
-            work()
-        return counted
-
-
-class OneBatch:
-    """Stands where the trainer's feed is, and always gives the same images."""
-
-    read, bad = 1, 0
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def fetch(self, *arguments: object) -> None:
-        pass
-
-    def take(self) -> list[list[Batch]]:
-        self.read += 1
-        return [[self.batch]]
+def measure(pair: Pair, parity: str) -> Iterator[Row]:
+    plain = lambda: pair.plain.step(*pair.plain_inputs)  # noqa: E731
+    ways = {"plain": plain, "with R1": pair.ours(1), "without": pair.ours(NEVER)}
+    seconds = in_turns(ways, pair.setting.rounds, pair.setting.clock)
+    lazy = [
+        (one + (LAZY - 1) * other) / LAZY for one, other in zip(seconds["with R1"], seconds["without"], strict=True)
+    ]
+    found = {name: pair.operations(work, name == "plain") for name, work in ways.items()}
+    counts, flops = ({name: getattr(c, kind) for name, c in found.items()} for kind in ("count", "flops"))
+    for numbers in (counts, flops):
+        numbers["lazy"] = (numbers["with R1"] + (LAZY - 1) * numbers["without"]) / LAZY
+    peak = cpu_peak()
+    kinds = (
+        ("strict", "with R1", seconds["with R1"], pair.point.strict),
+        ("lazy R1", "lazy", lazy, pair.point.lazy),
+    )
+    for kind, name, ours, goal in kinds:
+        shares = [flops[n] / statistics.median(t) / peak for n, t in (("plain", seconds["plain"]), (name, ours))]
+        note = f"operations {counts['plain']:,} → {counts[name]:,.0f}, share of peak {shares[0]:.0%} → {shares[1]:.0%}"
+        yield compared(
+            NAME, f"{pair.point}, {kind}", BASELINE, "images/s", pair.point.batch, seconds["plain"], ours,
+            parity if kind == "strict" else "as strict, R1 every 16th step", goal, note,
+            operations=round(counts[name]), operations_theirs=counts["plain"], flops=round(flops[name]),
+            flops_theirs=flops["plain"], share_of_peak=shares[1], share_of_peak_theirs=shares[0],
+            seconds={name: round(statistics.median(values), 4) for name, values in seconds.items()},
+        )  # fmt: skip
 
 
 def cpu_peak(size: int = 2048) -> float:
@@ -207,13 +64,3 @@ def cpu_peak(size: int = 2048) -> float:
         a @ a
         best = min(best, time.process_time() - start)
     return 2 * size**3 / best
-
-
-def drawn_shards(folder: Path, resolution: int, count: int = 128) -> Path:
-    """Shards of drawn dishes, made once."""
-    shards = folder / f"dishes-{resolution}"
-    if not (shards / "manifest.json").exists():
-        images = folder / f"images-{resolution}"
-        toy_dishes.main(toy_dishes.ToyOptions(images, count, resolution))
-        create.main(create.CreateOptions(images, shards, resolution, encoder="hashing"))
-    return shards

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.operations import Operations
 from benchmarks.side_by_side import Different, Row, Setting, compared, in_turns
-from benchmarks.step import BASELINE, LAZY, NAME, Pair, Point
+from benchmarks.step_pair import BASELINE, LAZY, NAME, Pair, Point
 
 POINTS = (Point(128, 32, 4), Point(128, 32, 64), Point(128, 64, 64))
 GOALS = {

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.operations import Operations
 from benchmarks.side_by_side import Different, Setting
-from benchmarks.step import LAZY, NEVER, Pair, Point
+from benchmarks.step_pair import LAZY, NEVER, Pair, Point
 
 
 def test_the_counter_counts_what_computes():

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import plain_loop, step_on_gpu
 from benchmarks.side_by_side import Different, Setting
-from benchmarks.step import Pair, Point
+from benchmarks.step_pair import Pair, Point
 from toolkit.training.objective import Objective
 
 
