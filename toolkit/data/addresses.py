@@ -1,6 +1,7 @@
 """Where shards may lie: in a local folder, or at an address of one of a few kinds. Nothing else is ever followed."""
 
 import re
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 from toolkit.errors import UserError
@@ -13,7 +14,7 @@ MAY_BE_SECRET = "@?#"
 """Without one of these an address can hold no password and no signature."""
 
 
-def is_address(location: object) -> bool:
+def is_address(location: object) -> TypeGuard[str]:
     """Whether `location` is no folder but goes through `check_address`."""
     return isinstance(location, str) and "://" in location
 

@@ -7,7 +7,7 @@ the batches are the same for any number of processes and workers.
 import contextlib
 from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -61,23 +61,30 @@ class Batch(NamedTuple):
     """Per image that stands in for damaged samples: what is wrong with them."""
 
     def to(self, device: torch.device) -> "Batch":
-        moved = [tensor.to(device, non_blocking=True) for tensor in self[:4]]
-        return Batch(*moved, *self[4:])
+        images, text, mismatched, differs = (tensor.to(device, non_blocking=True) for tensor in self[:4])
+        return self._replace(images=images, text=text, mismatched=mismatched, differs=differs)
 
 
 class Readable(Protocol):
     """A sample's captions, however the rest of it is held."""
 
-    captions: tuple[str, ...]
-    vectors: Tensor
+    @property
+    def captions(self) -> tuple[str, ...]: ...
+
+    @property
+    def vectors(self) -> Tensor: ...
 
 
-class Visit(NamedTuple):
+Held = TypeVar("Held", bound=Readable)
+OtherHeld = TypeVar("OtherHeld", bound=Readable)
+
+
+class Visit(NamedTuple, Generic[Held, OtherHeld]):
     """What is drawn at one position."""
 
-    sample: Readable
+    sample: Held
     caption: int
-    other: Readable | None
+    other: OtherHeld | None
     """A sample with a caption that is none of this one's nor a near-synonym, if one was found."""
     other_caption: int
     damaged: tuple[str, ...]
@@ -104,7 +111,7 @@ class ShardDataset(Dataset):
         return {name: value for name, value in self.__dict__.items() if name != "_order"}  # the cache does not pickle
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+        ShardDataset.__init__(self, **state)
 
     def sample_at(self, position: int) -> int:
         """The sample number at a position: each epoch of len(shards) positions is a permutation."""
@@ -121,7 +128,9 @@ class ShardDataset(Dataset):
         mismatched = text if other is None else other.vectors[other_caption]
         return Item(sample.image, text, mismatched, float(other is not None), sample.captions[caption], damaged)
 
-    def visit(self, position: int, read: Callable[[int], Readable], read_texts: Callable[[int], Readable]) -> Visit:
+    def visit(
+        self, position: int, read: Callable[[int], Held], read_texts: Callable[[int], OtherHeld]
+    ) -> Visit[Held, OtherHeld]:
         """The draws of a position; both functions take a sample's number and raise DamagedSample.
 
         Raises UserError after BAD_IN_A_ROW damaged samples.
@@ -131,7 +140,7 @@ class ShardDataset(Dataset):
         other, other_caption = self._other_caption(position, sample, read_texts) if self.mismatch else (None, 0)
         return Visit(sample, caption, other, other_caption, damaged)
 
-    def _sound(self, position: int, read: Callable[[int], Readable]) -> tuple[Readable, tuple[str, ...]]:
+    def _sound(self, position: int, read: Callable[[int], Held]) -> tuple[Held, tuple[str, ...]]:
         """The sample at a position, or the first sound one of those drawn for it; and what was wrong before."""
         damaged: list[str] = []
         while len(damaged) < BAD_IN_A_ROW:
@@ -147,8 +156,8 @@ class ShardDataset(Dataset):
         )
 
     def _other_caption(
-        self, position: int, own: Readable, read_texts: Callable[[int], Readable]
-    ) -> tuple[Readable | None, int]:
+        self, position: int, own: Readable, read_texts: Callable[[int], OtherHeld]
+    ) -> tuple[OtherHeld | None, int]:
         for attempt in range(MISMATCH_TRIES):
             where = (self.seed, "mismatch", position, attempt)
             try:

@@ -91,6 +91,7 @@ class FeatureCache:
             _tell(f"features are not kept in {self.folder} ({_in_short(error)})")
 
     def _path(self, fingerprint: str, key: str) -> Path:
+        assert self.folder is not None  # both callers have left otherwise
         name = hashlib.sha256(json.dumps([fingerprint, key]).encode()).hexdigest()
         return self.folder / f"{name}.safetensors"
 
@@ -98,7 +99,7 @@ class FeatureCache:
         """Evict what was used least recently until `size` bytes more fit. Raises ValueError, with nothing evicted."""
         held = sorted(self._files(path))
         over = size + sum(bytes_ for _, bytes_, _ in held) - self.bound
-        short = size - shutil.disk_usage(self.folder).free
+        short = size - shutil.disk_usage(path.parent).free
         evictable = sum(bytes_ for _, bytes_, _ in held)
         if max(over, short) > evictable:
             limit = f"it may hold {gigabytes(self.bound)}" if over > evictable else "the disk is full"
@@ -112,7 +113,7 @@ class FeatureCache:
     def _files(self, path: Path) -> list[tuple[float, int, Path]]:
         """(last use, bytes, path) of what may go. By the form of their names: whatever else lies here stays."""
         found = []
-        for other in self.folder.iterdir():
+        for other in path.parent.iterdir():
             with contextlib.suppress(FileNotFoundError):  # evicted or renamed just now
                 status = other.stat()
                 finished = re.fullmatch(NAME, other.name) and other != path
@@ -133,7 +134,7 @@ def _serialised(features: dict[str, Tensor], fingerprint: str, key: str) -> byte
         "fingerprint": fingerprint,
         "key": key,
         "count": len(next(iter(tensors.values()))),
-        "sha256": {tap: hashlib.sha256(tensor.numpy()).hexdigest() for tap, tensor in tensors.items()},
+        "sha256": {tap: hashlib.sha256(tensor.numpy().data).hexdigest() for tap, tensor in tensors.items()},
     }
     return save(tensors, {ENTRY: json.dumps(about)})
 

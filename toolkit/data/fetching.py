@@ -27,12 +27,14 @@ def fetch(address: str, path: Path, least: int, most: int) -> str:
     Raises UserError in one line: at once if there is no such file, no right to it or too much of it, for anything else
     after as many new tries as PAUSES. What was written by then stays; the caller removes it.
     """
-    for pause in (*PAUSES, None):
+    pauses = iter(PAUSES)
+    while True:
         try:
             return _fetch_once(address, path, least, most)
         except UserError:
             raise
         except Exception as error:  # each storage has its own kinds
+            pause = next(pauses, None)
             if pause is None or _is_lasting(error):
                 raise UserError(f"{address} cannot be fetched ({_reason(error)})") from None
         time.sleep(pause)

@@ -34,10 +34,9 @@ def collated(
         prefetch_factor=AHEAD if workers else None, worker_init_fn=leave_signals_to_the_trainer,
     )  # fmt: skip
     iterator = iter(loader)
-    following = next
+    following: Callable[[Any], Any] = next_from if workers else next
     if workers:
         adopt(iterator)
-        following = next_from
     try:
         with contextlib.suppress(StopIteration):
             while True:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,7 @@ class ResidentSet:
             yield [self._batch([dataset.visit(p, self._read, self._texts) for p in next(positions)], rows)
                    for rows in sampler.rows]  # fmt: skip
 
-    def _batch(self, visits: list[Visit], rows: slice) -> Batch:
+    def _batch(self, visits: list[Visit[Row, Row]], rows: slice) -> Batch:
         text = [visit.sample.first + visit.caption for visit in visits]
         other = [visit.other.first + visit.other_caption if visit.other else own
                  for visit, own in zip(visits, text, strict=True)]  # fmt: skip
@@ -139,7 +140,7 @@ class _Samples(Dataset):
 
 
 def _chunks(shards: ShardSet, workers: int) -> Generator[Chunk, None, None]:
-    numbers = [range(i, min(i + AT_ONCE, len(shards))) for i in range(0, len(shards), AT_ONCE)]
+    numbers = [list(range(i, min(i + AT_ONCE, len(shards)))) for i in range(0, len(shards), AT_ONCE)]
     return loader_workers.collated(_Samples(shards), numbers, _collate, workers)
 
 
@@ -178,10 +179,10 @@ def _available() -> int:
         return 0
 
 
-def _left_in_container() -> int | float:
+def _left_in_container() -> int:
     """What the control group (version 2) of a container or job may still take."""
     folder = Path("/sys/fs/cgroup")
     try:
         return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
     except (OSError, ValueError):  # none, or 'max'
-        return float("inf")
+        return sys.maxsize

@@ -61,8 +61,8 @@ class ShardSet:
         self.index = self._load_index()
         """int64 [N, 7], columns INDEX_COLUMNS, mapped from its file."""
         self._check_sizes()
-        shards, holding_vectors = self.manifest.shards, self.manifest.vectors or self.manifest.shards
-        self._ends = [(tar.bytes, file.bytes) for tar, file in zip(shards, holding_vectors, strict=True)]
+        tars = [file.bytes for file in self.manifest.shards]
+        self._ends = list(zip(tars, [file.bytes for file in self.manifest.vectors] or tars, strict=True))
         self._open = lru_cache(MAX_OPEN)(self._open_file)
 
     def __len__(self) -> int:

@@ -39,7 +39,8 @@ class ShardFile:
 class _TarReader(io.FileIO):
     """A file whose reads are as small as headers are: tarfile would read whatever length a header claims."""
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
+        size = -1 if size is None else size  # both mean all
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return super().read(size)
@@ -83,7 +84,8 @@ def list_tar(path: Path, shard: int) -> tuple[list[str], np.ndarray]:
 def _rows(path: Path, shard: int, tar: tarfile.TarFile) -> tuple[list[str], list[list[int]]]:
     rows: list[list[int]] = []
     columns = {"txt": 3, "npy": 5} | dict.fromkeys(IMAGE_SUFFIXES, 1)
-    keys, last_key = {}, None  # a dict, for it keeps the order
+    keys: dict[str, None] = {}  # not a set: it keeps the order
+    last_key = None
     for member in tar:
         key, suffix = _split(path, member)
         if key != last_key:

@@ -45,7 +45,7 @@ class WorkerCount:
         if waiting > WAITING * step and helped and before < self.most:
             self.count = min(self.most, max(1, 2 * before))
         else:
-            self.settled, self.count = True, min(self._seconds, key=self._seconds.get)
+            self.settled, self.count = True, min(self._seconds, key=self._seconds.__getitem__)
         if self.count == before:
             return ""
         return f"steps wait {waiting / step:.0%} of their time for data; {before} -> {self.count} data workers"
