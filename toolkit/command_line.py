@@ -6,12 +6,15 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from toolkit.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Options = TypeVar("Options")
 
@@ -39,7 +42,7 @@ def parse(cls: type[Options], argv: list[str] | None = None) -> Options:
         raise UserError(_one_line(str(error), cls)) from None
 
 
-def dump(options: object) -> str:
+def dump(options: "DataclassInstance") -> str:
     """The dataclass as YAML that `--config` reads back to an equal object."""
     parser = _parser(type(options))
     return parser.dump(Namespace(dataclasses.asdict(options)), skip_none=False)

@@ -94,7 +94,11 @@ def main(options: GenerateOptions) -> None:
     if options.interactive:
         converse(trained, encoder, options, out_dir)
         return
-    prompts = [clean_prompt(options.prompt, "--prompt")] if options.prompt else read_prompts(Path(options.prompts_file))
+    if options.prompt:
+        prompts = [clean_prompt(options.prompt, "--prompt")]
+    else:
+        assert options.prompts_file is not None  # one of the four is given
+        prompts = read_prompts(Path(options.prompts_file))
     draw(trained, prompts, encode(encoder, prompts), options, out_dir)
 
 
@@ -159,6 +163,7 @@ def parse_seeds(seeds: str) -> list[int]:
     for part in seeds.split(","):
         match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part)
         check(match is not None, "seeds", seeds, "numbers and ranges like '0,3,8-11'")
+        assert match is not None
         first, last = int(match[1]), int(match[2] or match[1])
         check(first <= last < first + 10_000, "seeds", seeds, "rising ranges of at most 10,000 seeds")
         found += range(first, last + 1)

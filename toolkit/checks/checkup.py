@@ -41,7 +41,8 @@ class Report:
     """The doctor's findings, printed as they come by the main process."""
 
     def __init__(self, shown: bool) -> None:
-        self.shown, self.found = shown, []
+        self.shown = shown
+        self.found: list[tuple[str, str, str]] = []
 
     def add(self, level: str, topic: str, text: str) -> None:
         self.found.append((level, topic, text))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable
 
@@ -48,7 +49,8 @@ class MemoryEstimate:
         return round((1 + TEMPORARIES) * max(self._saved(images)))
 
     def _saved(self, images: int) -> tuple[int, int]:
-        return tuple(fixed + each * images for fixed, each in (self.d_phase, self.g_phase))
+        of_d, of_g = (fixed + each * images for fixed, each in (self.d_phase, self.g_phase))
+        return of_d, of_g
 
     def total(self, images: int | None = None) -> int:
         """Bytes with a micro-batch of `images`, by default the config's."""
@@ -169,14 +171,14 @@ class _Rehearsal:
         for look in looks:
             look.images.requires_grad_(look.penalised)
         with self.autocast():
-            logits = [verdict.logits.float() for verdict in self.D(*looks)]
+            real, fake = (verdict.logits.float() for verdict in self.D(*looks))
         pairs = [
             (found[:, : config.d_scales], look.images)
-            for found, look in zip(logits, looks, strict=True)
+            for found, look in zip((real, fake), looks, strict=True)
             if look.penalised
         ]
         penalty = sum((losses.gradient_penalty(*pair).mean() for pair in pairs), torch.zeros(()))
-        return losses.discriminator_loss(*logits, config.loss).mean() + penalty
+        return losses.discriminator_loss(real, fake, config.loss).mean() + penalty
 
     def g_loss(self, images: int) -> Tensor:
         config, text = self.config, self._text(images)
@@ -221,7 +223,7 @@ def _perceptual_layers() -> nn.Sequential:
 
 
 def _line(loss_of: Callable[[int], Tensor], held: list[Tensor]) -> tuple[int, int]:
-    four, eight = (saved_bytes(lambda n=n: loss_of(n), held) for n in (4, 8))
+    four, eight = (saved_bytes(functools.partial(loss_of, n), held) for n in (4, 8))
     return 2 * four - eight, (eight - four) // 4
 
 

@@ -105,16 +105,16 @@ class Monitor:
         """One line on the present state: the worst finding and the names of the others, or "healthy" with numbers."""
         if not self._count:
             return "nothing logged yet"
-        worst, *others = [*sorted(self._active.values(), key=lambda finding: -LEVELS.index(finding.level)), None]
-        if worst is None:
+        if not self._active:
             return f"healthy{'' if self._step >= self.options.watch_after else ' so far'}{self._numbers()}"
-        also = ", ".join(finding.name for finding in others if finding is not None)
+        worst, *others = sorted(self._active.values(), key=lambda finding: -LEVELS.index(finding.level))
+        also = ", ".join(finding.name for finding in others)
         kind = "healthy, with a note: " if worst.level == "note" else ""
         return kind + worst.text + (f" (also: {also})" if also else "")
 
     def _judge(self, now: Reading) -> None:
         """Bring `_active` up to date; what this line cannot judge stays."""
-        active = {}
+        active: dict[str, Finding] = {}
         for name, rule in RULES.items():
             judged = all(key in now.line for key in rule.needs)
             found = rule.judge(now) if judged else self._active.get(name)

@@ -118,6 +118,7 @@ class Reports:
     def evaluate(self, processes: Processes) -> None:
         """Evaluate and write down the report. All processes call it; what fails on one costs the evaluation alone."""
         report, failure = None, ""
+        assert self.scoring.evaluate is not None  # or `unevaluated` would have said so
         try:
             report = self.scoring.evaluate(self.trainer)
         except Exception as error:  # no memory, damaged weights, time is up: nothing that must end a night's run
@@ -128,6 +129,8 @@ class Reports:
             self._give_up(failure or "another process could not go on (its message says why)")
         elif self.main:
             try:
+                if report is None:
+                    raise TypeError("the main process got nothing")
                 self._note_evaluation(report)
             except (LookupError, TypeError, AttributeError, ValueError) as error:
                 self._give_up(f"the report is none ({_one_line(error)})")
@@ -164,12 +167,12 @@ class Reports:
 
     def rate(self) -> int:
         """Score the checkpoint just saved. Returns how many scores came since the last gain."""
-        if not self.main:
+        if self.best is None:  # on all but the main process
             return 0
         step, value = self.trainer.step_number, math.nan
         self._rated = step
         try:
-            if self.scoring.by_evaluation:
+            if self.scoring.score is None:
                 value = self.evaluations.scores(step).get(self.scoring.metric, math.nan)
             else:
                 value = self.scoring.score(self.trainer)

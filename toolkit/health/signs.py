@@ -154,6 +154,7 @@ def _g_winning(now: Reading) -> Finding | None:
     if gap is not None and gap < -0.25:
         advice = "try a lower --lr_g, a higher --lr_d, or --d_steps 2"
         return _warning("g_winning", f"G is winning: D rates its images {-gap:.3g} above real ones; {advice}")
+    return None
 
 
 def _d_blind(now: Reading) -> Finding | None:
@@ -180,6 +181,7 @@ def _extreme_logits(now: Reading) -> Finding | None:
         named = ", ".join(f"{name} {value:.3g}" for name, value in far.items())
         advice = "try a higher --r1_penalty, --lecam 0.1, or a lower --lr_d"
         return _warning("extreme_logits", f"D's verdicts are extreme: {named}; {advice}")
+    return None
 
 
 def _gradient_jump(now: Reading) -> Finding | None:
@@ -209,6 +211,7 @@ def _text_ignored(now: Reading) -> Finding | None:
         what = f"the text changes the images by only {value:.0%} of what real ones differ by"
         advice = "try a higher --mismatch_weight, and check the captions with python -m shards.inspect"
         return _warning("text_ignored", f"G ignores the text: {what}; {advice}")
+    return None
 
 
 def _loss_range(now: Reading) -> Finding | None:
@@ -220,6 +223,7 @@ def _loss_range(now: Reading) -> Finding | None:
     if out:
         advice = "no harm while the samples get better, else try lower --lr_g and --lr_d"
         return Finding("loss_range", "note", f"losses out of their usual range: {', '.join(out)}; {advice}")
+    return None
 
 
 def _warning(name: str, text: str) -> Finding:

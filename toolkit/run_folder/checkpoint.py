@@ -221,7 +221,7 @@ def later_in(run: Path, folder: Path) -> list[Path]:
 
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
-    passed_over = []
+    passed_over: list[str] = []
     for folder in reversed(checkpoints(run)):
         problem = find_problem(folder)
         if not problem:

@@ -78,18 +78,18 @@ def read_evaluations(run: Path) -> list[Evaluated]:
     """Those of a run's training in the order of their steps; a damaged file is passed over."""
     found = []
     for path in (run / FOLDER).glob("step_*.json"):
-        if NAME.fullmatch(path.name):
+        if match := NAME.fullmatch(path.name):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 about = path.stat()
-                found.append(_read(path, about.st_mtime_ns, about.st_size))
+                found.append(_read(path, int(match[1]), about.st_mtime_ns, about.st_size))
     return sorted(found, key=lambda one: one.step)
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(path: Path, changed: int, size: int) -> Evaluated:
+def _read(path: Path, step: int, changed: int, size: int) -> Evaluated:
     """Each file once: the plots ask for all of them again and again."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    return Evaluated(int(NAME.fullmatch(path.name)[1]), int(content["images_seen"]), _finite(content["scores"]))
+    return Evaluated(step, int(content["images_seen"]), _finite(content["scores"]))
 
 
 def _finite(scores: dict) -> dict[str, float]:

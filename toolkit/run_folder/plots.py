@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from toolkit.run_folder.evaluations import read_evaluations
 from toolkit.run_folder.panels import AFTER_SCORES, BEFORE_SCORES, IMAGES, Panel, evaluation_panels, score_panel
@@ -49,7 +50,8 @@ def plot_training(run: Path) -> Path | None:
 
 def split_attempts(lines: list[dict]) -> tuple[list[dict], list[list[dict]]]:
     """(lines of the history that stands, for each rollback the lines it took back, led by the last that stands)."""
-    kept, abandoned = [], []
+    kept: list[dict] = []
+    abandoned: list[list[dict]] = []
     for line in lines:
         if kept and line.get("attempt", 0) > kept[-1].get("attempt", 0):
             stands = [before for before in kept if before["step"] < line["step"]]
@@ -94,8 +96,9 @@ def draw_panel(axis, panel: Panel, kept: list[dict], abandoned: list[list[dict]]
     for number, name in enumerate(panel.names):
         for lines in (*abandoned, kept) if finite[name] else ():
             places, values = curve(lines, name, panel.along)
-            look = {"linestyle": "--", "linewidth": 0.9, "alpha": 0.5} if lines is not kept else {"linewidth": 1.2}
-            look |= {"label": name} if lines is kept else {}
+            look: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9, "alpha": 0.5}
+            if lines is kept:
+                look = {"linewidth": 1.2, "label": name}
             look |= {"marker": "."} if panel.points or _is_lonely(values) else {}
             axis.plot(places, _cut(values, limits), color=f"C{number}", **look)
     for lines in abandoned:
@@ -121,7 +124,8 @@ def mark_events(axis, events: list[dict]) -> None:
     low, high = axis.get_ylim()
     axis.set_ylim(low, high + 0.4 * (high - low))
     left, right = axis.get_xlim()
-    strip, named = axis.get_xaxis_transform(), []
+    strip = axis.get_xaxis_transform()
+    named: list[float] = []  # steps
     for level, colour in COLOURS.items():
         steps = [event["step"] for of, event in marked if of == level]
         if steps:
@@ -162,9 +166,9 @@ def _is_lonely(values: list[float]) -> bool:
     )
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _is_positive(value: object) -> bool:
+def _is_positive(value: object) -> TypeGuard[float]:
     return _is_finite(value) and value > 0

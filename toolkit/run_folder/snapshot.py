@@ -126,10 +126,10 @@ def _refuse_other(trainer, snapshot: Snapshot) -> None:
             f"the checkpoint has another architecture ({'; '.join(different)}); resume with its own values (--config "
             "config.yaml of its run) or start anew in another --out_dir"
         )
-    if trainer.config.frozen_backbone and _backbone(trainer).sha256 != (theirs := snapshot.state["frozen_sha256"]):
+    if trainer.config.frozen_backbone and _backbone(trainer).sha256 != (sha256 := snapshot.state["frozen_sha256"]):
         raise UserError(
             f"the checkpoint's D was trained on other weights of {trainer.config.frozen_backbone} (SHA-256 "
-            f"{theirs[:12]}, here {_backbone(trainer).sha256[:12]}); give those with --frozen_weights"
+            f"{sha256[:12]}, here {_backbone(trainer).sha256[:12]}); give those with --frozen_weights"
         )
     manifest = trainer.shards.manifest
     if encoder := snapshot.generator.identity.difference(manifest.encoder):
@@ -148,8 +148,8 @@ def _backbone(trainer) -> FrozenBackbone:
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = tensor
     parameters = optimizer.param_groups[0]["params"]
     for index, moments in state.items():
         shapes = {"step": torch.Size(), **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[index].shape)}

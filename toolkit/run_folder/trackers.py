@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -37,7 +38,7 @@ class Trackers:
         go on with, None for a new one; `step` is the step resumed from, after which TensorBoard hides what it had."""
         self._open: dict[str, _Wandb | _TensorBoard] = {}
         self.wandb_run_id = wandb_run_id
-        starts = {
+        starts: dict[str, Callable[[], _Wandb | _TensorBoard]] = {
             "wandb": lambda: _Wandb(config, settings, wandb_run_id),
             "tensorboard": lambda: _TensorBoard(Path(config.out_dir), settings, step),
         }
@@ -46,8 +47,8 @@ class Trackers:
                 self._open[name] = starts[name]()
             except Exception as error:
                 _say_off(name, error)
-        if "wandb" in self._open:
-            self.wandb_run_id = self._open["wandb"].run_id
+        if isinstance(wandb := self._open.get("wandb"), _Wandb):
+            self.wandb_run_id = wandb.run_id
 
     def log(self, line: dict) -> None:
         """The numbers of a log line at its `line["step"]`; what is not finite or not a number is left out."""
@@ -102,7 +103,7 @@ class _Wandb:
         run.define_metric("*", step_metric="step")
 
     def _start(self, config: ResolvedConfig, settings: dict, run_id: str | None, mode: str) -> WandBTracker:
-        options = {
+        options: dict[str, Any] = {
             # argv, environment, code and packages may hold secrets and are no part of the record
             "x_disable_meta": True, "x_disable_machine_info": True, "x_save_requirements": False, "save_code": False,
             "disable_code": True, "disable_git": True, "console": "off",
