@@ -19,7 +19,7 @@ def main(options: EvaluationOptions) -> None:
     written = []
     for path, report in zip(options.fake, evaluate(options), strict=False):  # only the main process gets reports
         if options.out is not None:
-            report = write_report(report, _file(options, path))
+            report = write_report(report, _file(options.out, path))
         report.pop("images", None)
         print(_line(path, report), file=sys.stderr)
         written.append(report)
@@ -27,10 +27,10 @@ def main(options: EvaluationOptions) -> None:
         print(as_json(written[0] if len(options.fake) == 1 else {"reports": written}), end="")
 
 
-def _file(options: EvaluationOptions, path: str) -> Path:
-    """step_N.json for ckpt_N, as training names them; else by the source's name."""
+def _file(out: Path, path: str) -> Path:
+    """`out`, or in that folder step_N.json for ckpt_N, as training names them; else by the source's name."""
     name = Path(path).name.replace("ckpt_", "step_")
-    return options.out if options.out.suffix == ".json" else options.out / f"{name}.json"
+    return out if out.suffix == ".json" else out / f"{name}.json"
 
 
 def _line(path: str, report: dict) -> str:

@@ -122,13 +122,13 @@ def against(one: Average, best: Average, score: str) -> str:
     """
     if one is best:
         return "best"
-    judge = next((name for name in (score, parse(score).sibling("kid")) if interval(name, best.report["scores"])), None)
-    if judge is None:
-        return "no interval tells the noise"
-    (low, high), (best_low, best_high) = (interval(judge, of.report["scores"]) for of in (one, best))
-    if high < best_low:
-        return f"better beyond the noise by {judge}"
-    return f"worse beyond the noise by {judge}" if low > best_high else f"within the noise by {judge}"
+    for judge in (score, parse(score).sibling("kid")):
+        mine, bests = (interval(judge, of.report["scores"]) for of in (one, best))
+        if mine is not None and bests is not None:
+            if mine[1] < bests[0]:
+                return f"better beyond the noise by {judge}"
+            return f"{'worse beyond' if mine[0] > bests[1] else 'within'} the noise by {judge}"
+    return "no interval tells the noise"
 
 
 def table(report: dict) -> str:

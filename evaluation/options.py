@@ -48,6 +48,16 @@ class FakeOptions(DrawingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FakesOptions(DrawingOptions):
+    """What is scored where several are, and which images of them."""
+
+    fake: list[str]
+    """What is scored: a checkpoint (ckpt_* folder, run folder, RUN/best or generator.safetensors), a shard folder
+    (local or an address), or an image folder (captions: a .txt of the same stem each). Several of them, such as
+    RUN/ckpt_*, are scored one after the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InceptionOptions:
     """The network behind FID, KID, precision and recall, and whatever else compares images by features."""
 
@@ -103,13 +113,9 @@ class MeasureOptions(NetworkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions(MeasureOptions, ReferenceOptions, FakeOptions):
+class EvaluationOptions(MeasureOptions, ReferenceOptions, FakesOptions):
     """Score images by several metrics at once: one decode and one forward of each network for all of them."""
 
-    fake: list[str]
-    """What is scored: a checkpoint (ckpt_* folder, run folder, RUN/best or generator.safetensors), a shard folder
-    (local or an address), or an image folder (captions: a .txt of the same stem each). Several of them, such as
-    RUN/ckpt_*, are scored one after the other."""
     out: Path | None = None
     """File for the report (.json; the pairs of --metrics memorisation go beside it), a folder for several; default:
     standard output alone. RUN/evaluations is where `python -m evaluation.report` looks."""

@@ -3,7 +3,8 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from toolkit.errors import UserError
 
@@ -16,7 +17,8 @@ NUMBERS = (
 """Variables of the environment and what they are where they lack."""
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """Every `count`-th unit of work, from unit `index` on. The processes meet in the file system only."""
 
     index: int = 0

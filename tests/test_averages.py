@@ -315,6 +315,15 @@ def test_higher_is_better_where_the_score_says_so():
         choose_average.best_by("fid", [scored[0]._replace(report={"scores": {"fid": None}, "notes": ["no fid: why"]})])
 
 
+def test_an_average_without_an_interval_is_not_judged():
+    """KID was refused for it alone: the best one's interval is then compared with nothing."""
+    scores = {"kid_64": 0.1, "kid_low_64": 0.09, "kid_high_64": 0.11}, dict.fromkeys(("kid_64", "kid_low_64"))
+    best, other = (
+        choose_average.Average(name, Path("x"), {"scores": of}) for name, of in zip("ab", scores, strict=True)
+    )
+    assert choose_average.against(other, best, "kid_64") == "no interval tells the noise"
+
+
 def test_what_cannot_be_chosen_from_is_said(case, tmp_path):
     checkpoint.save(case["checkpoint"], stored(9)._replace(profiles={}), keep=3)
     with pytest.raises(UserError, match="ckpt_0000009 holds the main average alone; train with --ema_profiles"):

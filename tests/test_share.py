@@ -12,7 +12,7 @@ from toolkit.errors import UserError
     "text,expected", [("0/1", (0, 1)), ("2/4", (2, 4)), ("007/010", (7, 10)), ("0/999999", (0, 999999))]
 )
 def test_the_option(text: str, expected: tuple[int, int]) -> None:
-    assert Share.parse(text) == expected
+    assert Share.parse(text) == Share(*expected)
 
 
 @pytest.mark.parametrize("text", ["1", "1/", "/4", "4/4", "5/4", "0/0", "-1/4", "1/-4", "1/4/2", "a/b", "1.0/4", " 0/4",
@@ -36,7 +36,7 @@ ARRAY = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARR
     (ARRAY | {"SLURM_ARRAY_TASK_ID": "12", "RANK": "1", "WORLD_SIZE": "2"}, (3, 6)),
 ])  # fmt: skip
 def test_the_environment(environment: dict[str, str], expected: tuple[int, int]) -> None:
-    assert Share.of_environment(environment) == expected
+    assert Share.of_environment(environment) == Share(*expected)
 
 
 @pytest.mark.parametrize("environment", [

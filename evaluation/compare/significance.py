@@ -6,10 +6,12 @@ Holm, A simple sequentially rejective multiple test procedure (1979), valid howe
 
 import math
 import statistics
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """One score over the seeds of one variant."""
 
     mean: float
@@ -39,8 +41,10 @@ def welch(first: Summary, second: Summary) -> Welch | None:
         return None
     from scipy.stats import ttest_ind_from_stats  # a second of import, only where there is something to test
 
-    result = ttest_ind_from_stats(*first, *second, equal_var=False)
-    parts = [one.deviation**2 / one.count for one in (first, second)]
+    result = ttest_ind_from_stats(
+        first.mean, first.deviation, first.count, second.mean, second.deviation, second.count, equal_var=False
+    )
+    parts = [first.deviation**2 / first.count, second.deviation**2 / second.count]
     spread = [part**2 / (one.count - 1) for part, one in zip(parts, (first, second), strict=True)]
     freedom = sum(parts) ** 2 / sum(spread)
     return Welch(

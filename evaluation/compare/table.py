@@ -25,7 +25,7 @@ def as_numbers(variants: list[Variant], comparisons: list[Comparison], notes: li
             {
                 "label": one.label,
                 "options": changed(one, variants[0]),
-                "scores": {name: summary(one.values(name))._asdict() for name in common_scores([one])},
+                "scores": {name: asdict(summary(one.values(name))) for name in common_scores([one])},
                 "runs": [_run(run) for run in one.runs],
             }
             for one in variants
@@ -101,6 +101,6 @@ def _run(run: ScoredRun) -> dict:
 
 
 def _numbers(one: Comparison) -> dict:
-    sides = {label: side._asdict() for label, side in _sides(one)}
+    sides = {label: asdict(side) for label, side in _sides(one)}
     numbers = {name: value for name, value in asdict(one).items() if name not in ("sides", "test", "first", "second")}
     return numbers | {"of": [one.first, one.second], "sides": sides, "welch": one.test and one.test._asdict()}

@@ -57,7 +57,7 @@ def _judge(
         verdict = _without_test(first, other, name, mine, theirs)
     else:
         told = f"difference {abs(test.difference):.3g}, noise {test.error:.2g} (Welch t, p = {p_holm:.2g})"
-        better = ahead.label if p_holm < alpha else None
+        better = ahead.label if p_holm is not None and p_holm < alpha else None
         verdict = f"{ahead.label} better than {behind.label}: {told}" if better else f"within the noise: {told}"
     return Comparison(name, first.label, other.label, (mine, theirs), test, p_holm, better, verdict)
 

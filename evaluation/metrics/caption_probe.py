@@ -42,7 +42,7 @@ def fit(features: Tensor, captions: list[str]) -> Probe:
     counts = {caption: captions.count(caption) for caption in known} if 2 <= len(known) <= MOST else {}
     if not counts:
         raise UserError(f"{len(known):,} different captions of the real images; the caption probe takes 2 to {MOST}")
-    rarest = min(counts, key=counts.get)
+    rarest = min(counts, key=lambda caption: counts[caption])
     if counts[rarest] < FEWEST:
         raise UserError(f"{counts[rarest]} real image(s) of {rarest[:80]!r}; the caption probe needs {FEWEST} of each")
     labels = torch.tensor([known.index(caption) for caption in captions])

@@ -1,6 +1,6 @@
 """Fréchet distance between two Gaussians, from features. Pure functions of tensors, float64 throughout."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ ROOT_ERROR = 1e-9
 """Of the two traces: where the roots of eigenvalues may be off by more, singular values take over."""
 
 
-class Statistics(NamedTuple):
+@dataclass(frozen=True)
+class Statistics:
     """The Gaussian fitted to N feature vectors."""
 
     mean: Tensor

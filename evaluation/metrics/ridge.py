@@ -59,7 +59,7 @@ def fit(features: Tensor, targets: Tensor) -> Ridge:
     u, s, v = torch.linalg.svd(features.double() - mean, full_matrices=False)
     wanted = targets.double() - bias
     projected, spectrum = u.T @ wanted, s.square()
-    best = None
+    best: tuple[float, Tensor, Ridge] | None = None
     for strength in STRENGTHS:
         penalty = strength * spectrum.sum() / features.shape[1]
         shrink = spectrum / (spectrum + penalty).clamp(min=TINY)
@@ -68,6 +68,7 @@ def fit(features: Tensor, targets: Tensor) -> Ridge:
         error = float(found.left_out().square().sum())
         if best is None or error < best[0]:
             best = error, penalty, found
+    assert best is not None  # there are STRENGTHS
     _, penalty, found = best
     inverse = s / (spectrum + penalty).clamp(min=TINY)
     return found._replace(weight=v.T @ (inverse[:, None] * projected))

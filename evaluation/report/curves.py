@@ -1,6 +1,7 @@
 """Curves over the steps as images, a panel each, so that they fit any width of screen."""
 
 import io
+from collections.abc import Sequence
 
 from evaluation.report.page import embedded, figure
 from evaluation.report.run_record import RunRecord
@@ -18,12 +19,12 @@ DRAWN_LINES = 4000
 
 def score_curves(evaluations: list[Evaluation]) -> list[str]:
     """A panel for each score with at least two points made the same way as the newest."""
-    with_step = [one for one in evaluations if one.step is not None]
+    with_step = [(one.step, one) for one in evaluations if one.step is not None]
     if not with_step:
         return []
-    alike = [one for one in with_step if not differences(one, with_step[-1])]
-    names = in_order({name for one in alike for name in one.scores})
-    several = [name for name in names if sum(name in one.scores for one in alike) > 1]
+    alike = [(step, one) for step, one in with_step if not differences(one, with_step[-1][1])]
+    names = in_order({name for _, one in alike for name in one.scores})
+    several = [name for name in names if sum(name in one.scores for _, one in alike) > 1]
     if not several:
         return ['<p class="note">Curves need two evaluations made the same way.</p>']
     return ['<div class="curves">', *(_score_panel(name, alike) for name in several), "</div>"]
@@ -68,16 +69,18 @@ def _height(line: dict) -> float:
     return max((value for value in values if value is not None), default=float("-inf"))
 
 
-def _score_panel(name: str, evaluations: list[Evaluation]) -> str:
+def _score_panel(name: str, evaluations: list[tuple[int, Evaluation]]) -> str:
+    """`evaluations`: with their steps."""
     parsed = parse(name)
-    lines = [{"step": one.step, name: one.scores[name]} for one in evaluations if name in one.scores]
-    bands = [(one.step, interval(name, one.scores)) for one in evaluations if name in one.scores]
+    having = [(step, one.scores) for step, one in evaluations if name in one.scores]
+    lines: list[dict] = [{"step": step, name: scores[name]} for step, scores in having]
+    bands = [(step, interval(name, scores)) for step, scores in having]
     panel = Panel(f"{name} ({'lower' if parsed.lower_is_better else 'higher'} is better)", (name,), points=True)
-    return _panel(panel, lines, [], max(1, *(line["step"] for line in lines)), [], bands)
+    return _panel(panel, lines, [], max(1, *(step for step, _ in having)), [], bands)
 
 
 def _panel(panel: Panel, lines: list[dict], abandoned: list[list[dict]], last: float, events: list[dict],
-           bands: list[tuple[int, tuple[float, float] | None]] = ()) -> str:  # fmt: skip
+           bands: Sequence[tuple[int, tuple[float, float] | None]] = ()) -> str:  # fmt: skip
     from matplotlib.figure import Figure  # half a second of import, only when something is drawn
 
     drawing = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
@@ -93,5 +96,5 @@ def _panel(panel: Panel, lines: list[dict], abandoned: list[list[dict]], last: f
         axis.legend(fontsize=8, **({"loc": "upper right", "bbox_to_anchor": (1, 0.72)} if events else {"loc": "best"}))
     data = io.BytesIO()
     drawing.savefig(data, format="png", metadata={"Software": None})
-    size = tuple(int(round(DPI * inches)) for inches in SIZE)
-    return figure(embedded(data.getvalue(), "png", size, panel.title), "")
+    width, height = (int(round(DPI * inches)) for inches in SIZE)
+    return figure(embedded(data.getvalue(), "png", (width, height), panel.title), "")

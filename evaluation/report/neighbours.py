@@ -46,8 +46,11 @@ def cut_pairs(image: Image.Image) -> list[tuple[Image.Image, Image.Image]]:
     rows, rest = divmod(image.height - GAP, max(pitch, 1))
     if odd or rest or side < SMALLEST_SIDE:
         return []
-    tops, lefts = [GAP + row * pitch for row in range(rows)], (GAP, GAP + pitch)
-    return [tuple(image.crop((left, top, left + side, top + side)) for left in lefts) for top in tops]
+
+    def cut(left: int, top: int) -> Image.Image:
+        return image.crop((left, top, left + side, top + side))
+
+    return [(cut(GAP, top), cut(GAP + pitch, top)) for top in (GAP + row * pitch for row in range(rows))]
 
 
 def _open(one: Evaluation) -> tuple[Image.Image | None, str]:

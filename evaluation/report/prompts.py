@@ -16,14 +16,16 @@ def by_prompt(record: RunRecord) -> list[str]:
     if newest is None:
         how = "<code>--metrics clip_score,retrieval,diversity</code> of <code>python -m evaluation</code> measures them"
         return [*page, f"<p>No evaluation holds scores by prompt; {how}.</p>"]
-    known = [prompt for prompt in newest.prompts if _agreement(prompt) is not None]
+    known = [(agreement, prompt) for prompt in newest.prompts if (agreement := _agreement(prompt)) is not None]
     if known:
-        by = "CLIP score" if known[0].clip_score is not None else "rank of the caption among others (1 is best)"
-        known = sorted((prompt for prompt in known if _kind(prompt) == _kind(known[0])), key=_agreement, reverse=True)
-        page += _both_ends(known, f"of {len(known):,} prompts, by {by}")
-    varied = [prompt for prompt in newest.prompts if prompt.diversity is not None]
+        kind = _kind(known[0][1])
+        by = "CLIP score" if kind else "rank of the caption among others (1 is best)"
+        alike = [(agreement, prompt) for agreement, prompt in known if _kind(prompt) == kind]
+        ordered = [prompt for _, prompt in sorted(alike, key=lambda one: one[0], reverse=True)]
+        page += _both_ends(ordered, f"of {len(ordered):,} prompts, by {by}")
+    varied = [(prompt.diversity, prompt) for prompt in newest.prompts if prompt.diversity is not None]
     if varied:
-        least = sorted(varied, key=lambda prompt: prompt.diversity)[:SHOWN]
+        least = [prompt for _, prompt in sorted(varied, key=lambda one: one[0])[:SHOWN]]
         page += _list("Least diverse", f"of {len(varied):,} prompts: their images differ least from each other", least)
     if not known and not varied:
         page.append("<p>The prompts of the newest evaluation carry no scores.</p>")

@@ -69,7 +69,11 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{folder} {'is no run folder' if folder.is_dir() else 'does not exist'}; {known}")
     evaluations, spoilt = read_evaluations(folder)
     damaged = [f"evaluations/{line}" for line in spoilt]
-    config = read_config(folder, damaged)
+    config = None
+    try:
+        config = read_config(folder)
+    except UserError as error:
+        damaged.append(f"{CONFIG}: {error}")
     lines = _lines(folder / LOG_NAME, read_log, damaged)
     events = _lines(folder / EVENTS_NAME, read_events, damaged)
     return RunRecord(
@@ -84,17 +88,11 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def read_config(folder: Path, damaged: list[str] | None = None) -> ResolvedConfig | None:
-    """RUN/config.yaml; None, and a line in `damaged`, if it cannot be read. Raises UserError without such a list."""
-    try:
-        if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder / CONFIG} is missing; it is written when a training starts")
-        return parse(TrainConfig, ["--config", str(folder / CONFIG)]).resolved()
-    except UserError as error:
-        if damaged is None:
-            raise
-        damaged.append(f"{CONFIG}: {error}")
-        return None
+def read_config(folder: Path) -> ResolvedConfig:
+    """RUN/config.yaml. Raises UserError if it cannot be read."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder / CONFIG} is missing; it is written when a training starts")
+    return parse(TrainConfig, ["--config", str(folder / CONFIG)]).resolved()
 
 
 def _lines(path: Path, read, damaged: list[str]) -> list[dict]:

@@ -101,9 +101,11 @@ def _by_prompt(record: RunRecord, cut: dict[int, list[list[Image.Image]]], promp
 
 def real_images(record: RunRecord, rows: int) -> list[Image.Image]:
     """The training image of each row; [] if reals.png is not there, or is not of so many rows."""
-    path, side = record.folder / "reals.png", record.config.resolution
+    if record.config is None:
+        return []
+    side = record.config.resolution
     try:
-        column = decode_image(path.read_bytes())
+        column = decode_image((record.folder / "reals.png").read_bytes())
     except (OSError, UserError):
         return []
     pitch = side + GAP

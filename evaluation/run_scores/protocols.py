@@ -24,11 +24,10 @@ def _differences(one: dict, other: dict) -> list[str]:
     found = []
     for name in [*one, *(name for name in other if name not in one)]:
         mine, theirs = one.get(name), other.get(name)
-        blocks = [isinstance(value, dict) for value in (mine, theirs)]
-        if all(blocks):
+        if isinstance(mine, dict) and isinstance(theirs, dict):
             mine, theirs = ({key: block[key] for key in block if key not in FREE_WITHIN} for block in (mine, theirs))
             found += [f"{_short(name)}.{text}" for text in _differences(mine, theirs)]
-        elif mine != theirs and not (any(blocks) and None in (mine, theirs)):
+        elif mine != theirs and not (None in (mine, theirs) and isinstance(theirs if mine is None else mine, dict)):
             found.append(f"{_short(name)} {_short(mine)} against {_short(theirs)}")
     return _by_content(found, one, other)
 

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from evaluation.run_scores.score_names import parse
 
@@ -140,7 +141,7 @@ def _number(row: dict, name: str) -> float | None:
     return value if _is_number(value) and math.isfinite(value) else None
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -103,7 +103,8 @@ def interval(name: str, scores: dict[str, float]) -> tuple[float, float] | None:
 def spread(name: str, scores: dict[str, float]) -> tuple[float, Literal["±", "over splits ±"]] | None:
     """A standard error (±), or the standard deviation over the splits of an Inception Score."""
     parsed = parse(name)
-    for suffix, sign in (("error", "±"), ("std", "over splits ±")):
+    signs: tuple[tuple[str, Literal["±", "over splits ±"]], ...] = (("error", "±"), ("std", "over splits ±"))
+    for suffix, sign in signs:
         value = scores.get(parsed.sibling(f"{parsed.stem}_{suffix}"))
         if value is not None and parsed.stem != "kid":  # its std is of the subsets, which overlap
             return value, sign

@@ -60,12 +60,22 @@ def generated_source(
     def cycled() -> list[str]:
         return [captions[i % len(captions)] for i in range(count)]
 
-    def vectors() -> Vectors:
-        return Vectors(text[torch.arange(count) % len(text)], identity)
+    def vectors(encoder: EncoderIdentity) -> Vectors:
+        return Vectors(text[torch.arange(count) % len(text)], encoder)
 
-    about = {"identity": identity, "prompts": prompts, "truncation": truncation}
-    about |= {"read_vectors": None if identity is None else vectors}
-    return Source(name, "checkpoint", count, side, side, stream, cycled, **about)
+    return Source(
+        name,
+        "checkpoint",
+        count,
+        side,
+        side,
+        stream,
+        cycled,
+        identity=identity,
+        prompts=prompts,
+        truncation=truncation,
+        read_vectors=None if identity is None else lambda: vectors(identity),
+    )
 
 
 @contextlib.contextmanager
