@@ -89,6 +89,7 @@ def main(options: EmbedOptions) -> None:
 
 
 def _embed_folder(options: EmbedOptions, share: Share) -> None:
+    assert options.input_dir is not None and options.output_dir is not None  # the options stand for one or the other
     captions, problems = find_captions(options.input_dir, options.rules)
     if not captions:
         raise UserError(f"no usable caption in {options.input_dir}{first_few(problems)}")

@@ -34,10 +34,10 @@ def encode_now(name: str, weights: Path | None, device: str) -> EmbeddingSource:
     """Raises UserError if the encoder cannot be loaded."""
     encoder = load_caption_encoder(name, weights, device)
 
-    def encode(samples: list[Sample]) -> list[np.ndarray]:
+    def encode(samples: list[Sample]) -> list[np.ndarray | Problem]:
         vectors = encoder.encode([caption for sample in samples for caption in sample.captions])
         ends = np.cumsum([len(sample.captions) for sample in samples])
-        return np.split(vectors, ends[:-1])
+        return list(np.split(vectors, ends[:-1]))
 
     return EmbeddingSource(encoder.identity, encode)
 
@@ -85,7 +85,8 @@ def _check_declared(folder: Path, encoder: str, weights: Path | None) -> None:
 
 def _declared(name: str, folder: Path, samples: list[Sample]) -> EncoderIdentity:
     """For vectors that came without an identity: the commonest width, and some of the data's own pairs as probes."""
-    widths, probes = Counter(embedding_widths(folder / f"{sample.key}.npy" for sample in samples[:100])), {}
+    widths = Counter(embedding_widths(folder / f"{sample.key}.npy" for sample in samples[:100]))
+    probes: dict[str, np.ndarray] = {}
     dimension = widths.most_common(1)[0][0] if widths else 0
     for sample in samples[:2000]:
         with contextlib.suppress(UserError):

@@ -42,7 +42,7 @@ def look_of(image: Image.Image) -> Look:
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
     waves = (_DCT @ grey @ _DCT.T).round().ravel()
     bits = np.packbits(waves > np.median(waves))
-    red, green, blue = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    red, green, blue = image.resize((1, 1), Image.Resampling.BOX).tobytes()
     return Look(int.from_bytes(bits.tobytes(), "big"), red << 16 | green << 8 | blue)
 
 

@@ -47,7 +47,10 @@ class VectorTable:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._arrays, pairs, keys, self._examples = [], [], [], []
+        self._arrays: list[np.ndarray] = []
+        self._examples: list[tuple[int, str]] = []
+        """Row and caption."""
+        pairs, keys = [], []
         for vectors, metadata in _file_pairs(folder):
             self._arrays.append(_open(vectors))
             file_pairs, file_keys = self._digests(metadata, len(self._arrays[-1]), vectors)

@@ -46,7 +46,7 @@ def merge(
         fit=built_with["resize_mode"],
         whole_texts=True,
         json_texts=bool(built_with["caption_key"]),
-        vectors=tuple(record.vectors for record in used),
+        vectors=tuple(record.vectors for record in used if record.vectors),
         index_name=index_name,
     )
     staging.write_bytes(folder / REPORT_NAME, report_bytes(manifest.samples, problems))

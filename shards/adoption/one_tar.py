@@ -57,7 +57,7 @@ def _embed(samples: list[ForeignSample], source: EmbeddingSource) -> "list[np.nd
     """Per sample float16 [E], or why there is none."""
     found = []
     for start in range(0, len(samples), CHUNK):
-        chunk = [Sample(s.key, Path(s.place), (s.caption,)) for s in samples[start : start + CHUNK]]
+        chunk = [Sample(s.key, str(Path(s.place)), (s.caption,)) for s in samples[start : start + CHUNK]]
         found += [f if isinstance(f, Problem) else f[0].astype(DTYPE) for f in source.of(chunk)]
     return found
 

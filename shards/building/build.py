@@ -171,7 +171,8 @@ def _put_together(job: Job, folders: Folders, plan: Plan, identity: EncoderIdent
 
 
 def _merge(job: Job, folders: Folders, plan: Plan, identity: EncoderIdentity) -> None:
-    base, doubles = folders.out if plan.outline.first_part else None, {}
+    base = folders.out if plan.outline.first_part else None
+    doubles: dict[int, str] = {}
     if job.near_bits is not None:
         doubles, complete = find_near_duplicates(folders.building, plan.parts, base, job.near_bits)
         if not complete:

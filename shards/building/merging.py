@@ -117,6 +117,7 @@ class Merger:
             copy_without(building / tar_name(number), self.new / tar_name(number), left_out)
             shard, rows = seal(self.new / tar_name(number), number, len(sources))
         else:
+            assert record.shard is not None  # it has samples
             place(building / tar_name(number), self.new / tar_name(number))
             shard, rows = record.shard, np.load(building / rows_name(number), allow_pickle=False)
         rows[:, 0] = len(self.shards)

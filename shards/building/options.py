@@ -108,8 +108,10 @@ class CreateOptions:
 
     @property
     def image_rules(self) -> ImageRules:
+        background = parse_colour(self.background)
+        assert background is not None  # checked when the options were made
         return ImageRules(
-            self.size, self.format, self.quality, parse_colour(self.background), self.resize_mode, self.min_side,
+            self.size, self.format, self.quality, background, self.resize_mode, self.min_side,
             self.max_aspect, self.keep_originals, self.crops,
         )  # fmt: skip
 

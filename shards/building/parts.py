@@ -91,7 +91,7 @@ def rows_name(number: int) -> str:
     return f"shard-{number:05d}.rows.npy"
 
 
-def build_part(folder: Path, images: Path, rules: ImageRules, part: Part, tick: Callable[[], None]) -> None:
+def build_part(folder: Path, images: Path, rules: ImageRules, part: Part, tick: Callable[[], object]) -> None:
     """Write the shard into `folder`; its bytes depend on the part alone. `tick` is called once per sample.
 
     Raises UserError if what is read back is not what was written; OSError.
@@ -109,20 +109,21 @@ def build_part(folder: Path, images: Path, rules: ImageRules, part: Part, tick: 
 
 
 def _write(
-    file: IO[bytes], images: Path, rules: ImageRules, part: Part, tick: Callable[[], None]
+    file: IO[bytes], images: Path, rules: ImageRules, part: Part, tick: Callable[[], object]
 ) -> tuple[list[Source], list[Problem]]:
     """The tar; where its samples came from, and what was left out."""
     sources, skipped = [], []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for offset, (sample, vectors) in enumerate(zip(part.samples, part.vectors, strict=True)):
-            found = vectors if isinstance(vectors, Problem) else store_image(images / sample.image, rules)
-            if isinstance(found, list):
+            if isinstance(vectors, Problem):
+                skipped.append(vectors)
+            elif isinstance(found := store_image(images / sample.image, rules), str):
+                skipped.append(Problem(sample.image, found))
+            else:
                 for number, image in enumerate(found, part.first + offset * rules.crops):
                     _add(tar, f"{number:09d}", _members(sample, image, vectors))
-                    look = tuple(image.look)
+                    look = image.look.hash, image.look.colour
                     sources.append(Source(sample.key, sample.image, sample.captions, look, image.crop))
-            else:
-                skipped.append(found if isinstance(found, Problem) else Problem(sample.image, found))
             tick()
     return sources, skipped
 

@@ -74,7 +74,8 @@ def store_image(path: Path, rules: ImageRules) -> list[StoredImage] | str:
         suffix = path.suffix.lower()  # a table may name files of any suffix, those of code too
         members[0][f"original{suffix if suffix in IMAGE_SUFFIXES else ''}"] = source
     look = look_of(square)
-    return [StoredImage(m, *image.size, look, box) for m, box in zip(members, boxes or [()], strict=True)]
+    crops: list[tuple[int, ...]] = [*boxes] or [()]
+    return [StoredImage(m, *image.size, look, crop) for m, crop in zip(members, crops, strict=True)]
 
 
 def crop_boxes(width: int, height: int, most: int) -> list[tuple[int, int, int, int]]:

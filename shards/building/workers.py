@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,8 +23,9 @@ from toolkit.errors import UserError
 WORTH_A_PROCESS = 500
 """Samples below which starting one more process costs more than it saves."""
 
-_done = None  # of a worker: samples done by all of them
-_stop = None  # of a worker: whether to give up
+# Set in a worker only, when it starts.
+_done: "Synchronized[int]"  # samples done by all of them
+_stop: Event  # whether to give up
 
 
 def choose_workers(asked: int, samples: int, parts: int) -> int:
@@ -75,14 +78,16 @@ def _held(*signals: signal.Signals) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for held, handler in before.items():
+            signal.signal(held, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         for number in late:
             signal.raise_signal(number)
 
 
-def _settle(waiting: dict[Future, int], most: int, done, bar: tqdm, after: Callable[[int], None]) -> None:
+def _settle(
+    waiting: dict[Future, int], most: int, done: "Synchronized[int]", bar: tqdm, after: Callable[[int], None]
+) -> None:
     """Wait until at most `most` parts are under way."""
     while len(waiting) > most:
         finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -92,7 +97,7 @@ def _settle(waiting: dict[Future, int], most: int, done, bar: tqdm, after: Calla
             after(waiting.pop(future))
 
 
-def _enter(done, stop, parent: int) -> None:
+def _enter(done: "Synchronized[int]", stop: Event, parent: int) -> None:
     global _done, _stop
     _done, _stop = done, stop
     end_with(parent)

@@ -27,5 +27,7 @@ def read_caption_file(folder: Path, path: str, caption_column: str = "") -> list
     text = data.decode("utf-8-sig", "surrogateescape")
     if path.lower().endswith(".json"):
         return [(path, caption) for caption in row_captions(parse_object(text), caption_column)]
-    lines = [(f"{path}:{i}", line) for i, line in enumerate(re.split(r"\r\n?|\n", text), 1) if line.strip()]
+    lines: list[tuple[str, object]] = [
+        (f"{path}:{i}", line) for i, line in enumerate(re.split(r"\r\n?|\n", text), 1) if line.strip()
+    ]
     return lines or [(path, "")]

@@ -35,7 +35,7 @@ def document_rows(file: TextIO) -> Iterator[tuple[int | str, dict | str]]:
 
 
 def _coco_rows(images: list, annotations: list) -> Iterator[tuple[int | str, dict | str]]:
-    known = {}
+    known: dict[int | str, dict] = {}
     for number, image in enumerate(images, 1):
         identity = _identity(image, "id")
         if identity is None or "file_name" not in image:
@@ -43,7 +43,8 @@ def _coco_rows(images: list, annotations: list) -> Iterator[tuple[int | str, dic
         elif known.setdefault(identity, image) is not image:
             yield f"image {number}", f"same id: {identity!r:.100} is the id of an earlier image"
     for number, annotation in enumerate(annotations, 1):
-        image = known.get(_identity(annotation, "image_id"))
+        identity = _identity(annotation, "image_id")
+        image = None if identity is None else known.get(identity)
         if image:
             yield number, image | annotation | {"file_name": image["file_name"]}
         elif isinstance(annotation, dict):

@@ -37,7 +37,8 @@ def read_table(table: Path, where: str = "", file_column: str = "", caption_colu
     Raises UserError if the table cannot be read, and after the last row if no row is what `where` wants.
     """
     field, _, wanted = where.partition("=")
-    values, matched = set(), not where
+    values: set[str] = set()
+    matched = not where
     for place, fields in _rows(table, field, file_column, caption_column):
         path, captions, reason = "", [], ""
         try:
@@ -93,11 +94,12 @@ def _in_a_line(names: Iterable[object]) -> str:
 
 
 def _path(value: object) -> str:
-    parts = [part for part in value.split("/") if part not in ("", ".")] if isinstance(value, str) else []
+    path = value if isinstance(value, str) else ""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts:
         raise UserError(f"no file name: found {value!r:.100}")
-    if value.startswith("/") or ".." in parts:
-        raise UserError(f"path leaves the folder: {value:.300}")
+    if path.startswith("/") or ".." in parts:
+        raise UserError(f"path leaves the folder: {path:.300}")
     return "/".join(parts)
 
 
@@ -136,7 +138,7 @@ def _json_rows(file: TextIO) -> Iterator[tuple[int, dict | str]]:
     for line, text in enumerate(file, 1):
         if text.strip():
             try:
-                row = parse_object(text)
+                row: dict | str = parse_object(text)
             except UserError as error:
                 row = str(error)
             yield line, row

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from toolkit.devices import pick_device
 from toolkit.encoders.open_clip_encoder import OpenClipEncoder
@@ -32,10 +33,14 @@ class CaptionEncoder:
         `truncated` counts those longer than the encoder reads.
         """
         distinct = by_length(captions)
-        vectors = self.encoder.encode(distinct, half=True) if self.half else self.encoder.encode(distinct)
+        vectors = self._in_half(distinct) if self.half else self.encoder.encode(distinct)
         self.truncated += self.encoder.count_truncated(distinct)
         number = {caption: i for i, caption in enumerate(distinct)}
         return vectors.numpy()[[number[caption] for caption in captions]]
+
+    def _in_half(self, captions: list[str]) -> Tensor:
+        assert isinstance(self.encoder, OpenClipEncoder)  # no other can
+        return self.encoder.encode(captions, half=True)
 
 
 def by_length(captions: list[str]) -> list[str]:

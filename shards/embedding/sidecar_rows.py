@@ -15,6 +15,7 @@ from toolkit.data.images import to_pil
 from toolkit.data.shard_reader import DamagedSample, ShardSet
 from toolkit.data.sidecar import DTYPE, write_header
 from toolkit.data.tar_index import list_tar
+from toolkit.encoders.open_clip_encoder import OpenClipEncoder
 from toolkit.errors import UserError
 
 CAPTIONS_AT_ONCE, IMAGES_AT_ONCE = 4096, 256
@@ -52,10 +53,12 @@ def write_texts(file: BinaryIO, shards: ShardSet, samples: range, encoder: Capti
 
 def write_images(file: BinaryIO, shards: ShardSet, samples: range, encoder: CaptionEncoder, bar: tqdm) -> None:
     """A row per sample, of the image as training sees it. Raises UserError naming a damaged sample."""
+    clip = encoder.encoder
+    assert isinstance(clip, OpenClipEncoder)  # `embed_shards` refuses others
 
     def prepare(i: int) -> Tensor:
         try:
-            return encoder.encoder.preprocess(to_pil(read_decoded(shards, i)[1]))
+            return clip.preprocess(to_pil(read_decoded(shards, i)[1]))
         except DamagedSample as error:
             raise _named(shards, i, error) from None
 
@@ -63,7 +66,7 @@ def write_images(file: BinaryIO, shards: ShardSet, samples: range, encoder: Capt
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow works outside the interpreter lock
         for first in range(0, len(samples), IMAGES_AT_ONCE):
             chunk = samples[first : first + IMAGES_AT_ONCE]
-            vectors = encoder.encoder.encode_images(torch.stack(list(pool.map(prepare, chunk))), encoder.half)
+            vectors = clip.encode_images(torch.stack(list(pool.map(prepare, chunk))), encoder.half)
             file.write(vectors.numpy().astype(DTYPE).tobytes())
             bar.update(len(chunk))
 

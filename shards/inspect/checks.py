@@ -124,7 +124,7 @@ def check_images(samples: list[Sample], manifest: Manifest) -> Check:
 def image_format(sample: Sample) -> str:
     """'JPEG', 'PNG', 'WEBP', or 'unknown'."""
     try:
-        return Image.open(io.BytesIO(sample.image), formats=FORMATS).format
+        return Image.open(io.BytesIO(sample.image), formats=FORMATS).format or "unknown"
     except OSError:
         return "unknown"
 

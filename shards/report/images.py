@@ -76,7 +76,8 @@ def _beside(shard_set: ShardSet, found: Findings, caption: str) -> str:
 def contact_sheet(shard_set: ShardSet, found: Findings, count: int, seed: int) -> list[str]:
     """Distinct random samples of those read, in ascending order; the same for the same seed."""
     total = len(found.numbers)
-    places, draw = set(), 0
+    places: set[int] = set()
+    draw = 0
     while len(places) < min(count, total):
         places.add(integer(total, seed, "contact sheet", draw))
         draw += 1

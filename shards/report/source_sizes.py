@@ -42,7 +42,7 @@ class SourceSizes:
 
 def _find_size(span: bytes, caption_offset: int) -> tuple[int, int] | None:
     """The size in the `.json` that has the name of the caption at `caption_offset`; other samples' may stand near."""
-    key, contents = None, {}
+    key, contents = None, dict[str, bytes]()
     try:
         with tarfile.open(fileobj=io.BytesIO(span + bytes(2 * BLOCK)), mode="r:") as tar:
             for member in tar:
@@ -50,9 +50,13 @@ def _find_size(span: bytes, caption_offset: int) -> tuple[int, int] | None:
                 if member.offset_data == caption_offset:
                     key = name
                 elif suffix == "json" and member.isreg():
-                    contents[name] = tar.extractfile(member).read()
+                    file = tar.extractfile(member)
+                    assert file is not None  # it is a regular one
+                    contents[name] = file.read()
     except tarfile.TarError:
         pass  # the stretch may end within the next sample's header; what stood before it is read
+    if key is None:
+        return None
     try:
         fields = json.loads(contents[key])
         width, height = fields["width"], fields["height"]
