@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -180,14 +181,20 @@ def test_a_held_signal_waits_though_another_thread_receives_it() -> None:
     over, reached = threading.Event(), False
     other = threading.Thread(target=over.wait)
     other.start()
+    received, told = socket.socketpair()  # Python writes to it in the thread that receives the signal
+    told.setblocking(False)
+    before = signal.set_wakeup_fd(told.fileno())
     try:
         with pytest.raises(KeyboardInterrupt), _held(signal.SIGINT):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
+            signal.pthread_kill(other.ident, signal.SIGINT)
+            assert received.recv(1) == bytes([signal.SIGINT])
             reached = True
     finally:
+        signal.set_wakeup_fd(before)
         over.set()
         other.join()
+        received.close()
+        told.close()
     assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
