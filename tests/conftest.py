@@ -18,7 +18,7 @@ REAL_DATA = Path(os.environ.get("TOOLKIT_TEST_DATA", REPOSITORY.parent / "shared
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heard():
-    """A shell that starts pytest in the background lets it ignore SIGINT, and every process started here inherits that."""
+    """A shell that starts pytest in the background lets it and all that it starts ignore SIGINT."""
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
