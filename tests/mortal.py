@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.forking import Forked
+from tests.running import finish
 
 
 class Killed(BaseException):
@@ -35,11 +35,8 @@ class Mortal:
 def launch_two(*arguments: str) -> None:
     """As torchrun would, of which the command wants the environment alone."""
     environment = {**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "shards.embed", *arguments]
-    both = [
-        subprocess.Popen(command, cwd=REPOSITORY, env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
+    command = ["-m", "shards.embed", *arguments]
+    both = [Forked(command, REPOSITORY, {**environment, "RANK": str(rank)}) for rank in range(2)]
     for process in both:
-        said = process.communicate(timeout=120)[1]
+        said = finish(process)
         assert process.returncode == 0, said[-2000:]

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 
 import toolkit.train
 from tests.conftest import REPOSITORY
+from tests.forking import Forked, without_plots_and_estimates
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
@@ -44,11 +45,7 @@ def train(shard_folder: Path, out_dir: Path, plot: Callable = lambda run: None, 
     AcceleratorState._reset_state(reset_partial_state=True)
     config = TrainConfig(**{"data": str(shard_folder), "out_dir": str(out_dir), **QUIET, **options})
     try:
-        with (
-            mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"),
-            mock.patch("toolkit.health.reports.plot_training", plot),
-            mock.patch("toolkit.checks.memory.estimate"),
-        ):
+        with mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"), without_plots_and_estimates(plot):
             toolkit.train.main(config)
     finally:
         torch.set_num_threads(threads)
@@ -70,10 +67,13 @@ def next_batch(trainer: Trainer) -> Batch:
 
 def launch(
     shard_folder: Path, out_dir: Path, *arguments: str, processes: int = 1, script: Path | None = None,
-    launcher: tuple[str, ...] = (), **options,
-) -> subprocess.Popen:  # fmt: skip
-    """toolkit/train.py (or a script that stands for it) as users start it, from another folder, with its own group."""
-    command = [sys.executable, *launcher]
+    launcher: tuple[str, ...] = (), new_python: bool = False, **options,
+) -> subprocess.Popen | Forked:  # fmt: skip
+    """toolkit/train.py (or a script that stands for it) as users start it, from another folder, with its own group.
+
+    `new_python`: not forked from a process that has torch already (tests/forking.py), where that is the point.
+    """
+    command = list(launcher)
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(script or REPOSITORY / "toolkit" / "train.py")]
@@ -82,9 +82,12 @@ def launch(
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if script:
         environment["PYTHONPATH"] = str(REPOSITORY)
+    if not new_python:
+        return Forked(command, shard_folder, environment)
     return subprocess.Popen(
-        command, cwd=shard_folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, *command], cwd=shard_folder, env=environment, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def run_training(shard_folder: Path, out_dir: Path, *arguments: str, code: int = 0, **how) -> str:
@@ -96,7 +99,7 @@ def run_training(shard_folder: Path, out_dir: Path, *arguments: str, code: int =
     return said
 
 
-def finish(process: subprocess.Popen, timeout: float = 300) -> str:
+def finish(process: subprocess.Popen | Forked, timeout: float = 300) -> str:
     """Wait for a launched command, killing its group if it hangs. Returns its stderr."""
     try:
         return process.communicate(timeout=timeout)[1]
