@@ -1,10 +1,14 @@
-"""Shared test data: a drawn caption folder, tiny shards, and where the optional real data lies."""
+"""Shared test data: a drawn caption folder, tiny shards, what two processes compute, where optional real data lies."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from PIL import Image, ImageDraw
@@ -86,3 +90,47 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "built"
     create.main(create.CreateOptions(folder / "images", out, 16, encoder="hashing", format="png", samples_per_shard=10))
     return out
+
+
+class Told(NamedTuple):
+    """What the two processes of workers/two_processes.py wrote, by process; to be read only."""
+
+    facts: list[dict]
+    tensors: list[dict]
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def two(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """One start for all tests; with pytest-xdist for all its workers, of which the first one starts the processes."""
+    from safetensors.torch import load_file
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = base / "two processes"
+    with (base / "two processes.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "done").exists():
+            start_two(shard_folder, odd_shards(tmp_path_factory.mktemp("odd")), out)
+            (out / "done").touch()
+    return Told([json.loads((out / f"rank_{k}.json").read_text()) for k in range(2)],
+                [load_file(out / f"rank_{k}.safetensors") for k in range(2)], out)  # fmt: skip
+
+
+def start_two(shard_folder: Path, odd: Path, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               str(REPOSITORY / "tests" / "workers" / "two_processes.py"), shard_folder, odd, out]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def odd_shards(folder: Path) -> Path:
+    """7 samples in one shard: neither the samples nor the shards divide by two processes or three workers."""
+    (folder / "images").mkdir()
+    for i in range(7):
+        draw(i).save(folder / "images" / f"{i}.png")
+        (folder / "images" / f"{i}.txt").write_text(f"disc number {i}\n", encoding="utf-8")
+    create.main(create.CreateOptions(folder / "images", folder / "built", 16, encoder="hashing", format="png"))
+    return folder / "built"

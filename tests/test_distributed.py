@@ -1,55 +1,13 @@
 """Two processes (gloo, on the CPU) against one, and against each other: gradients, weights, failures, stops."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from shards import create
-from tests.conftest import REPOSITORY, draw
 from tests.running import assert_equal_runs, lone_trainer
 from tests.workers.two_processes import LOSSES, STILL, after_two_steps
 from toolkit.run_folder.records import read_log
 
 pytestmark = pytest.mark.dist
-
-
-class Told(NamedTuple):
-    """What the two processes of workers/two_processes.py wrote."""
-
-    facts: list[dict]
-    tensors: list[dict]
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def odd_shards(tmp_path_factory) -> Path:
-    """7 samples in one shard: neither the samples nor the shards divide by two processes or three workers."""
-    folder = tmp_path_factory.mktemp("odd")
-    (folder / "images").mkdir()
-    for i in range(7):
-        draw(i).save(folder / "images" / f"{i}.png")
-        (folder / "images" / f"{i}.txt").write_text(f"disc number {i}\n", encoding="utf-8")
-    create.main(create.CreateOptions(folder / "images", folder / "built", 16, encoder="hashing", format="png"))
-    return folder / "built"
-
-
-@pytest.fixture(scope="module")
-def two(shard_folder, odd_shards, tmp_path_factory) -> Told:
-    out = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(REPOSITORY / "tests" / "workers" / "two_processes.py"), shard_folder, odd_shards, out]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return Told([json.loads((out / f"rank_{k}.json").read_text()) for k in range(2)],
-                [load_file(out / f"rank_{k}.safetensors") for k in range(2)], out)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -330,11 +330,12 @@ def run_doctor(shard_folder: Path, out_dir: Path, *arguments: str) -> tuple[int,
 
 
 @pytest.mark.dist
-def test_two_processes_give_one_report(shard_folder, tmp_path):
-    code, lines = run_doctor(shard_folder, tmp_path / "run")
-    assert code == 0 and sum("2 processes on CPU" in line for line in lines) == 1
+def test_two_processes_give_one_report(two):
+    (code, lines), (other_code, others) = (facts["doctor"] for facts in two.facts)
+    assert code == other_code == 0 and others == []
+    assert sum("2 processes on CPU" in line for line in lines) == 1
     assert sum(line.split()[1:2] == ["step"] for line in lines) == 1 and lines[-1].startswith("50 steps, about ")
-    assert list(tmp_path.iterdir()) == []
+    assert list((two.folder / "examined").iterdir()) == []
 
 
 @pytest.mark.dist

@@ -22,10 +22,11 @@ from evaluation.scoring.evaluator import Evaluator, Setting
 from evaluation.scoring.judges import notes_on, refuse_own
 from evaluation.sources.opening import open_source
 from tests import tiny_clip
-from tests.running import TENSORS, TINY, assert_equal_runs, logged, lone_trainer, next_batch, run_training, train
+from tests.running import TENSORS, TINY, assert_equal_runs, logged, lone_trainer, next_batch, train
 from tests.scored import untrained, write_shards
 from tests.test_compiling import compile_only
 from tests.test_memory import random_batch
+from tests.workers.two_processes import INSTEAD
 from toolkit.checks.memory import estimate, saved_bytes
 from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
@@ -44,7 +45,6 @@ from toolkit.training.trainer import frozen
 
 TINY_CLIP = f"open_clip/{tiny_clip.NAME}"
 SMALL = {"resolution": 16, "base_ch": 4, "cond_dim": 24, "z_dim": 8}
-INSTEAD = {"d_scales": 0, "r1_penalty": 0.0, "r2_penalty": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -327,14 +327,18 @@ def test_training_steps(shard_folder, clips, options, precision):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_compiled_steps_are_the_eager_ones(shard_folder, clips):
+@pytest.mark.parametrize(
+    ("names", "steps"), [(["judged"], 1), pytest.param(["judged", "generator"], 2, marks=pytest.mark.slow)]
+)
+def test_compiled_steps_are_the_eager_ones(shard_folder, clips, names, steps):
     """One step with R1, one without. What D is shown, G's images, comes before the features."""
     torch._dynamo.reset()
     how = {"frozen_backbone": TINY_CLIP, "frozen_weights": str(clips[0]), "r1_interval": 2, "lr_g": 1e-6, "lr_d": 1e-6}
     eager, other = (lone_trainer(shard_folder, d_scales=1, diffaug="", **how) for _ in range(2))
-    parts = compile_only(other, "judged", "generator")
-    for _ in range(2):
+    parts = compile_only(other, *names)
+    for _ in range(steps):
         expected, found = eager.step(), other.step()
+        assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert found[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
     assert all(part.compiled is not None for part in parts)
@@ -464,11 +468,10 @@ def test_one_batch_of_the_trainer_meets_augmented_images(shard_folder, clips, mo
 
 
 @pytest.mark.dist
-def test_two_processes_train_what_one_trains(shard_folder, files, tmp_path):
+def test_two_processes_train_what_one_trains(two, shard_folder, tmp_path):
     """Group norm: the same batch is the same step, up to the order of sums."""
-    how = {"frozen_backbone": "timm/test_vit", "frozen_weights": str(files["test_vit"]), "iters": 1, **INSTEAD}
-    train(shard_folder, tmp_path / "1", **how)
-    run_training(shard_folder, tmp_path / "2", processes=2, log_every=1, score="none", **how)
-    one, two = (logged(tmp_path / name) for name in "12")
+    weights = str(two.folder / "test_vit.safetensors")
+    train(shard_folder, tmp_path, iters=1, frozen_backbone="timm/test_vit", frozen_weights=weights, **INSTEAD)
+    (of_one,), (of_two,) = logged(tmp_path), logged(two.folder / "frozen")
     for name in ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g"):
-        assert one[0][name] == pytest.approx(two[0][name], rel=1e-3), name
+        assert of_one[name] == pytest.approx(of_two[name], rel=1e-3), name

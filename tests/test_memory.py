@@ -1,9 +1,6 @@
 """The memory estimate against what a real CPU step saves, and the trial for --batch_gpu auto against a fake card."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.conftest import REPOSITORY
 from tests.running import train
 from tests.test_architecture import EVERYTHING as ARCHITECTURE
 from toolkit.checks import micro_batch
@@ -263,44 +259,10 @@ def test_remedies_carry_this_configs_values(monkeypatch):
         assert "\n" not in said
 
 
-TWO_CARDS = """
-import sys, torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from toolkit.config import ResolvedConfig, TrainConfig
-from toolkit.data.shard_reader import ShardSet
-from toolkit.checks.micro_batch import agreed, largest_that_fits
-from toolkit.training.trainer import Trainer
-def start():
-    config = ResolvedConfig(data=sys.argv[1], resolution=16, base_ch=4, z_dim=8, batch=16, workers=0, g_norm="group")
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
-    return Trainer(config, Accelerator(cpu=True, kwargs_handlers=handlers), ShardSet(sys.argv[1]))
-plain, tried = start(), start()
-loss_of = tried.generator_loss
-def limited(batch, noise):
-    if tried.accelerator.process_index == 1 and len(batch.images) > 4:
-        raise torch.OutOfMemoryError("made up")
-    return loss_of(batch, noise)
-tried.generator_loss = limited
-found = largest_that_fits(tried, 8)
-assert found == (4 if tried.accelerator.process_index else 8), found
-assert agreed(tried, found) == 4
-tried.generator_loss = loss_of
-for _ in range(2):
-    tried.step(), plain.step()
-assert torch.equal(tried.fingerprint(), plain.fingerprint())
-"""
-
-
 @pytest.mark.dist
-def test_two_processes_agree_on_the_smaller_and_train_as_if_never_tried(shard_folder, tmp_path):
-    script = tmp_path / "two_cards.py"
-    script.write_text(TWO_CARDS, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [*command, str(shard_folder)], env=environment, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_agree_on_the_smaller_and_train_as_if_never_tried(two):
+    assert [facts["fits"] for facts in two.facts] == [[8, 4], [4, 4]]
+    assert all(facts["as if never tried"] is True for facts in two.facts)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.running import QUIET, TENSORS, lone_trainer, run_training, train
+from tests.running import TENSORS, lone_trainer, train
 from tests.test_trainer import weights
 from toolkit import draws
 from toolkit.data.dataset import Batch, ShardDataset
@@ -91,13 +91,11 @@ def test_a_second_process_flips_its_rows_as_one_process_does(shard_folder):
 
 
 @pytest.mark.dist
-def test_two_processes_are_one_process_in_two_micro_batches(shard_folder, tmp_path):
+def test_two_processes_are_one_process_in_two_micro_batches(two, shard_folder, tmp_path):
     """Four images at once in both: the same sums, so the same bits."""
-    options = {**QUIET, "iters": 3, "r1_interval": 2, "mirror": True}
-    train(shard_folder, tmp_path / "one", batch_gpu=4, **options)
-    run_training(shard_folder, tmp_path / "two", processes=2, **options)
-    one, two = (tmp_path / name / checkpoint_name(3) for name in ("one", "two"))
-    assert [name for name in TENSORS if (one / name).read_bytes() != (two / name).read_bytes()] == []
+    train(shard_folder, tmp_path / "one", batch_gpu=4, iters=3, r1_interval=2, mirror=True)
+    of_one, of_two = (run / checkpoint_name(3) for run in (tmp_path / "one", two.folder / "mirrored"))
+    assert [name for name in TENSORS if (of_one / name).read_bytes() != (of_two / name).read_bytes()] == []
 
 
 def test_resumed_it_goes_on_bitwise_and_it_is_another_training_than_without(shard_folder, tmp_path):

@@ -1,21 +1,29 @@
 """What two processes compute, one scenario after the other: torchrun ... two_processes.py SHARDS ODD_SHARDS OUT.
 
-Each process writes OUT/rank_K.json and OUT/rank_K.safetensors; tests/test_distributed.py compares them with each other
-and with one process. One start serves all scenarios, for a start takes longer than any of them.
+Each process writes OUT/rank_K.json and OUT/rank_K.safetensors, and runs leave their folders in OUT: the fixture `two`
+(conftest.py), by which tests compare the processes with each other and with a single one. One start serves all
+scenarios, for a start takes longer than any of them.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
+import timm
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from tests.running import QUIET
-from toolkit.config import ResolvedConfig
+from toolkit import doctor
+from toolkit.checks.micro_batch import agreed, largest_that_fits
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import Diverged, NotSaved, UserError
 from toolkit.health.score import Scoring
@@ -37,6 +45,8 @@ LOSSES = {
 EVERYTHING = {"r2_penalty": 0.5, "lecam": 0.1, "d_steps": 2, "adaptive_augment": True, "adaptive_r1": True,
               "ada_kimg": 0.5, "r1_interval": 4, "grad_clip": 1.0,
               "ema_profiles": "0.02,0.1"}  # fmt: skip
+INSTEAD = {"d_scales": 0, "r1_penalty": 0.0, "r2_penalty": 0.0}
+"""Of D's own scales, with `frozen_backbone`."""
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -175,6 +185,47 @@ class Scenarios:
         run.fit()
         self.facts["odd"] = [run.trainer.step_number, run.trainer.position]
 
+    def mirror(self) -> None:
+        self.run("mirrored", iters=3, r1_interval=2, mirror=True).fit()
+
+    def frozen_features(self) -> None:
+        weights = self.out / "test_vit.safetensors"
+
+        def save() -> None:
+            torch.manual_seed(0)
+            save_file(timm.create_model("test_vit", pretrained=False).state_dict(), weights)
+
+        self.processes.on_main(save)
+        self.run("frozen", iters=1, frozen_backbone="timm/test_vit", frozen_weights=str(weights), **INSTEAD).fit()
+
+    def try_batch_gpu(self) -> None:
+        """Process 1 has room for four images in G's phase, the main one for all eight."""
+        plain, tried = (self.trainer(batch=16) for _ in range(2))
+        loss_of = tried.generator_loss
+
+        def limited(batch, noise):
+            if self.rank == 1 and len(batch.images) > 4:
+                raise torch.OutOfMemoryError("made up")
+            return loss_of(batch, noise)
+
+        tried.generator_loss = limited
+        found = largest_that_fits(tried, 8)
+        self.facts["fits"] = [found, agreed(tried, found)]
+        tried.generator_loss = loss_of
+        for _ in range(2):
+            tried.step(), plain.step()
+        self.facts["as if never tried"] = torch.equal(tried.fingerprint(), plain.fingerprint())
+
+    def examine(self) -> None:
+        folder, said = self.out / "examined", io.StringIO()
+        folder.mkdir(exist_ok=True)
+        config = TrainConfig(**{**QUIET, "data": str(self.shards), "out_dir": str(folder / "run"), "iters": 50})
+        with mock.patch.object(Accelerator, "end_training"), contextlib.redirect_stdout(said):
+            try:
+                doctor.main(config)
+            except SystemExit as end:
+                self.facts["doctor"] = [end.code, said.getvalue().splitlines()]
+
     def exchange(self) -> None:
         """Processes: the main one's failure is everybody's, of the same kind."""
         processes, kinds = self.processes, (UserError, NotSaved, Diverged)
@@ -205,8 +256,8 @@ class Scenarios:
 
 def main() -> None:
     scenarios = Scenarios(*map(Path, sys.argv[1:4]))
-    for scenario in ("compare_gradients", "stay_together", "exchange", "signal_to_one", "odd_sizes", "drift",
-                     "nan_on_one_rank"):  # fmt: skip
+    for scenario in ("compare_gradients", "stay_together", "exchange", "signal_to_one", "odd_sizes", "mirror",
+                     "frozen_features", "try_batch_gpu", "examine", "drift", "nan_on_one_rank"):  # fmt: skip
         getattr(scenarios, scenario)()
     scenarios.write()
     scenarios.accelerator.end_training()
