@@ -13,6 +13,7 @@ from PIL import Image
 from shards import create
 from shards.create import CreateOptions
 from tests.conftest import REPOSITORY
+from tests.forking import Forked
 from toolkit.data.shard_reader import ShardSet
 
 LATTICE = 6
@@ -61,17 +62,25 @@ def beside(out: Path) -> list[str]:
     return sorted(path.name for path in out.parent.iterdir() if path.name.startswith(f".{out.name}."))
 
 
-def start(folder: Path, out: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    """The command as users start it, from another folder, with its own process group."""
-    command = [sys.executable, str(REPOSITORY / "shards" / "create.py"), f"--input={folder}", f"--out={out}"]
-    defaults = ["--size=16", "--encoder=hashing", "--samples_per_shard=5", *flags]
+def start(
+    folder: Path, out: Path, *flags: str, new_python: bool = False, **environment: str
+) -> subprocess.Popen | Forked:
+    """The command as users start it, from another folder, with its own process group.
+
+    `new_python`: not forked from a process that has torch already (tests/forking.py), where that is the point.
+    """
+    command = [str(REPOSITORY / "shards" / "create.py"), f"--input={folder}", f"--out={out}"]
+    command += ["--size=16", "--encoder=hashing", "--samples_per_shard=5", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if not new_python:
+        return Forked(command, folder, environment, stdout=True)
     return subprocess.Popen(
-        [*command, *defaults], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        [sys.executable, *command], cwd=folder, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
+def finish(process: subprocess.Popen | Forked, code: int = 0) -> str:
     """Wait for a command. Returns what it said; stderr must be empty if it succeeds, one line if not."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"exit {process.returncode}: {out[-1000:]}{err[-3000:]}"

@@ -17,6 +17,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
@@ -30,15 +31,20 @@ CONTEXT.set_forkserver_preload(
 class Forked:
     """What of subprocess.Popen tests of commands use. `command`: as for Python, ["-m", MODULE, ...] or [PATH, ...]."""
 
-    def __init__(self, command: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
-        reader, writer = CONTEXT.Pipe(duplex=False)
+    def __init__(self, command: Sequence[str], cwd: Path, environment: dict[str, str], stdout: bool = False) -> None:
+        """`stdout`: keep that too, for `communicate`."""
+        pipes = {number: CONTEXT.Pipe(duplex=False) for number in ((1, 2) if stdout else (2,))}
+        writers = {number: writer for number, (_, writer) in pipes.items()}
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # for the first fork
-            self._process = CONTEXT.Process(target=_become, args=(list(command), str(cwd), environment, writer))
+            self._process = CONTEXT.Process(target=_become, args=(list(command), str(cwd), environment, writers))
             self._process.start()
-        writer.close()
         self.pid: int = self._process.pid
-        self.stderr = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
-        reader.close()
+        self._outputs = {}
+        for number, (reader, writer) in pipes.items():
+            writer.close()
+            self._outputs[number] = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
+            reader.close()
+        self.stderr = self._outputs[2]
 
     @property
     def returncode(self) -> int | None:
@@ -54,27 +60,35 @@ class Forked:
     def kill(self) -> None:
         self._process.kill()
 
-    def communicate(self, timeout: float) -> tuple[None, str]:
-        """(None, stderr) once it and all that have its stderr are gone."""
-        said: list[str] = []
-        reading = threading.Thread(target=lambda: said.append(self.stderr.read()), daemon=True)
-        reading.start()
-        reading.join(timeout)
-        if reading.is_alive():
-            raise subprocess.TimeoutExpired("a forked command", timeout)
+    def communicate(self, timeout: float = 300) -> tuple[str | None, str]:
+        """(stdout or None, stderr) once it and all that have those are gone."""
+        said: dict[int, str] = {}
+        readings = [threading.Thread(target=self._read, args=(number, said), daemon=True) for number in self._outputs]
+        for reading in readings:
+            reading.start()
+        for reading in readings:
+            reading.join(timeout)
+            if reading.is_alive():
+                raise subprocess.TimeoutExpired("a forked command", timeout)
         self._process.join(timeout)
-        self.stderr.close()
-        return None, said[0]
+        return said.get(1), said[2]
+
+    def _read(self, number: int, said: dict[int, str]) -> None:
+        with self._outputs[number] as output:
+            said[number] = output.read()
 
 
-def _become(command: list[str], cwd: str, environment: dict[str, str], stderr: Connection) -> None:
+def _become(command: list[str], cwd: str, environment: dict[str, str], outputs: dict[int, Connection]) -> None:
     os.setsid()
-    os.dup2(stderr.fileno(), 2)
-    stderr.close()
+    for number, output in outputs.items():
+        os.dup2(output.fileno(), number)
+        output.close()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # the default, as in a new Python
+    tracker = resource_tracker._resource_tracker
+    tracker._fd = tracker._pid = None  # a tracker of its own as well, which names what is left over
     with without_plots_and_estimates():
         os._exit(_run(command))
 
