@@ -13,10 +13,7 @@ from toolkit.training.objective import Objective
 
 @pytest.fixture
 def setting(tmp_path, monkeypatch) -> Iterator[Setting]:
-    """What asks CUDA is answered; the compiler takes seconds; fp16 is bf16, for a CPU trains in neither."""
-    compile_with = Objective.compile
-    torch._dynamo.reset()
-    monkeypatch.setattr(Objective, "compile", lambda self, mode: compile_with(self, "default", "aot_eager"))
+    """What asks CUDA is answered; fp16 is bf16, for a CPU trains in neither."""
     monkeypatch.setattr(step_on_gpu, "LAZY", 2)
     monkeypatch.setattr(step_on_gpu, "ROUNDS", 1)
     monkeypatch.setitem(plain_loop.HALF, "fp16", torch.bfloat16)
@@ -27,8 +24,24 @@ def setting(tmp_path, monkeypatch) -> Iterator[Setting]:
     torch.backends.cudnn.benchmark = False
 
 
-def test_every_row_has_its_rival_and_its_gate(setting):
+@pytest.fixture(params=["", pytest.param("aot_eager", marks=pytest.mark.slow)], ids=["eager", "compiled"])
+def modes(request, monkeypatch) -> list[str]:
+    """In which objectives were to be compiled; with a backend they are, which takes long."""
+    asked, compile_with = [], Objective.compile
+
+    def compile(self, mode):
+        asked.append(mode)
+        if request.param:
+            compile_with(self, "default", request.param)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(Objective, "compile", compile)
+    return asked
+
+
+def test_every_row_has_its_rival_and_its_gate(setting, modes):
     rows = list(step_on_gpu.measure(Point(32, 4, 4), setting, peak=1e12))
+    assert modes == ["reduce-overhead"]
     assert [(row.point.rpartition(", ")[2], row.baseline.rpartition(", ")[2]) for row in rows] == [
         ("strict fp32", "fp32"), ("lazy fp32", "fp32"), ("lazy bf16", "bf16"), ("lazy fp16", "fp16"),
         ("max bf16", "fp32"), ("max bf16", "bf16"), ("max bf16", "fp16"),

@@ -3,18 +3,18 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from accelerate.state import AcceleratorState
 
-from tests.running import TINY, lone_trainer, next_batch, run_training
-from toolkit.config import ResolvedConfig
+import toolkit.train
+from tests.running import QUIET, TINY, finish, launch, lone_trainer, next_batch, run_training, train
+from toolkit import command_line
+from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.errors import UserError
@@ -133,8 +133,6 @@ def test_lazy_r1_appears_at_its_interval_and_every_option_trains(shard_folder):
 
 def test_bf16_stays_close_to_fp32_and_r1_is_exact(shard_folder):
     """R1 is computed in fp32 inside the prepared D: equal to the fp32 run's, while the logits are rounded."""
-    from accelerate.state import AcceleratorState
-
     exact = trainer(shard_folder).step()
     AcceleratorState._reset_state(reset_partial_state=True)
     config = ResolvedConfig(data=str(shard_folder), **TINY)
@@ -144,52 +142,46 @@ def test_bf16_stays_close_to_fp32_and_r1_is_exact(shard_folder):
     assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.05)
 
 
-@pytest.mark.dist
-def test_gradients_of_two_processes_equal_those_of_one(shard_folder, tmp_path):
-    """Same global batch, same draws, R1 included. With beta1 = 0 Adam's first moment is the last gradient itself."""
-    still = ("--lr_d", "1e-9")  # see `stand_still`
-    run_training(shard_folder, tmp_path / "one", "--iters", "1", *still)
-    run_training(shard_folder, tmp_path / "two", "--iters", "1", "--batch_gpu", "2", *still, processes=2)
-    one, two = (load_file(tmp_path / run / "ckpt_0000001" / "optimizers.safetensors") for run in ("one", "two"))
-    for network in ("D", "G"):
-        names = [name for name in one if name.startswith(f"{network}.") and name.endswith(".exp_avg")]
-        largest = max(one[name].abs().max() for name in names)
-        assert len(names) > 20 and largest > 0.01
-        assert max((one[name] - two[name]).abs().max() for name in names) < 1e-5 * largest
-
-
 def test_a_signal_to_the_whole_group_ends_with_a_complete_checkpoint(shard_folder, tmp_path):
     """Launchers and schedulers signal every process, data workers too."""
     run = tmp_path / "run"
-    options = {**TINY, "data": shard_folder, "out_dir": run, "workers": 2, "iters": 100_000, "log_every": 1}
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "toolkit.train", *flags]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(read_log(run)) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    process = launch(shard_folder, run, workers=2, iters=100_000)
+    while len(read_log(run)) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+    said = finish(process)
     assert process.returncode == 128 + signal.SIGTERM, said[-2000:]
     newest, _ = newest_valid(run)
     assert newest is not None and f"saved {newest}" in said and "stopped by SIGTERM" in said.splitlines()[-1]
 
 
-def test_refusals_are_one_line(shard_folder, tmp_path):
-    run_training(shard_folder, tmp_path / "run", "--iters", "1")
+def test_refusals_are_one_line(shard_folder, tmp_path, capsys, monkeypatch):
+    """As `python -m toolkit.train` ends, the first one in a process of its own."""
+    run = tmp_path / "run"
+    train(shard_folder, run, iters=1)
+    said = run_training(shard_folder, run, "--iters", "2", "--base_ch", "8", code=1)
+    assert "another architecture (base_ch 4 -> 8)" in said.splitlines()[-1] and "Traceback" not in said
     cases = [
-        (["--iters", "2", "--base_ch", "8"], 1, "another architecture (base_ch 4 -> 8)"),
-        (["--data", str(tmp_path / "none")], 1, "no shard folder at"),
-        (["--resolution", "32"], 1, "pass --resolution 16"),
-        (["--cond_dim", "512"], 1, "pass --cond_dim 768"),
-        (["--bath", "4"], 2, "did you mean 'batch'?"),
-        (["--out_dir", str(shard_folder / "manifest.json" / "run")], 1, "is not writable"),
+        ({"iters": 2, "base_ch": 8}, 1, "another architecture (base_ch 4 -> 8)"),
+        ({"data": tmp_path / "none"}, 1, "no shard folder at"),
+        ({"resolution": 32}, 1, "pass --resolution 16"),
+        ({"cond_dim": 512}, 1, "pass --cond_dim 768"),
+        ({"bath": 4}, 2, "did you mean 'batch'?"),
+        ({"out_dir": shard_folder / "manifest.json" / "run"}, 1, "is not writable"),
     ]
-    for arguments, code, words in cases:
-        lines = run_training(shard_folder, tmp_path / "run", *arguments, code=code).strip().splitlines()
-        assert words in lines[-1] and not any("Traceback" in line for line in lines), lines
-    assert [path.name for path in (tmp_path / "run").glob("ckpt_*")] != []
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for options, code, words in cases:
+        values = {**QUIET, "data": shard_folder, "out_dir": run, **options}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            command_line.run(toolkit.train.main, TrainConfig, [f"--{name}={value}" for name, value in values.items()])
+        lines = capsys.readouterr().err.splitlines()
+        assert ended.value.code == code and words in lines[-1], lines
+        assert not any("Traceback" in line for line in lines), lines
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert [path.name for path in run.glob("ckpt_*")] != []
 
 
 def test_other_data_is_refused_on_resume(shard_folder, tmp_path):
