@@ -78,11 +78,3 @@ def start(
         [sys.executable, *command], cwd=folder, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-
-
-def finish(process: subprocess.Popen | Forked, code: int = 0) -> str:
-    """Wait for a command. Returns what it said; stderr must be empty if it succeeds, one line if not."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit {process.returncode}: {out[-1000:]}{err[-3000:]}"
-    assert err.count("\n") <= (code != 0), err
-    return out + err

@@ -6,21 +6,22 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from shards.building.folders import Folders
 from shards.building.workers import _held, choose_workers
-from tests.builds import beside, build, contents, finish, paint, run, start
+from tests.builds import beside, build, contents, paint, run, start
+from tests.forking import Forked
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.errors import UserError
 
 KILLS = int(os.environ.get("TOOLKIT_TEST_KILLS", "5"))
-"""Of the real command, each of which costs the start of three processes."""
+"""Of the real command, where it is killed at random moments."""
 
 
 @pytest.fixture
@@ -40,12 +41,12 @@ def whole(folder: Path, tmp_path: Path) -> dict[str, bytes]:
 @pytest.mark.dist
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_change_no_byte(folder: Path, tmp_path: Path, whole: dict, workers: int) -> None:
-    said = told(start(folder, tmp_path / "out", f"--workers={workers}")).splitlines()
+    said = told(start(folder, tmp_path / "out", f"--workers={workers}", new_python=workers == 2)).splitlines()
     assert contents(tmp_path / "out") == whole and not beside(tmp_path / "out")
     assert sum(line.startswith("skipped 0") for line in said) == 2
 
 
-def told(process: subprocess.Popen) -> str:
+def told(process: subprocess.Popen | Forked) -> str:
     """Both outputs of a command that must succeed; images left out are named on stderr."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, f"{out[-1000:]}{err[-3000:]}"
@@ -97,11 +98,15 @@ def test_two_identical_commands_at_once(folder: Path, tmp_path: Path, whole: dic
 def test_a_process_without_work_leaves_the_folder_to_those_at_work(tmp_path: Path) -> None:
     at_work = Folders(tmp_path / "out")
     at_work.start()
-    other = "import sys, pathlib; from shards.building.folders import Folders; f = Folders(pathlib.Path(sys.argv[1])); "
-    for last in ("f.join(); f.leave()", "f.start_anew()"):
-        done = subprocess.run([sys.executable, "-c", other + last, at_work.out], capture_output=True, text=True)
+    for last in ("folders.join(); folders.leave()", "folders.start_anew()"):
+        other = tmp_path / "other.py"
+        other.write_text(
+            "import pathlib, sys; from shards.building.folders import Folders\n"
+            f"folders = Folders(pathlib.Path(sys.argv[1])); {last}"
+        )
+        _, said = Forked([str(other), str(at_work.out)], tmp_path, dict(os.environ)).communicate()
         assert at_work.building.is_dir()
-    assert "another process is at work in" in done.stderr
+    assert "another process is at work in" in said
     at_work.leave()
     assert not beside(tmp_path / "out")
 
@@ -119,38 +124,44 @@ def running(group: int) -> list[int]:
     return found
 
 
-def ends(group: int, seconds: float = 5) -> bool:
-    """Python's own helper of a pool ends a moment after its parent."""
-    deadline = time.monotonic() + seconds
+def ends(group: int) -> bool:
+    """Workers notice within a second that their parent is gone; Python's own helper of a pool a moment after it."""
+    deadline = time.monotonic() + 60
     while running(group) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not running(group)
 
 
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen | Forked, count: int = 1) -> None:
+    """Until there are `count` such files, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob(pattern))) < count and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.dist
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills,most", [(1, 0.0), pytest.param(KILLS, 0.3, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path: Path, kills: int, most: float) -> None:
     """The same command each time, with two workers; a last one ends where an uninterrupted one does."""
     folder, moments, out = paint(tmp_path / "in", range(200)), random.Random(5), tmp_path / "out"
     whole = contents(build(folder, tmp_path / "whole").folder)
     begun = 0
-    for _ in range(KILLS):
-        process = start(folder, out, "--workers=2")
-        deadline, before = time.monotonic() + 120, len(list(tmp_path.glob(".out.building/*.json")))
-        while len(list(tmp_path.glob(".out.building/*.json"))) <= before and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
+    for _ in range(kills + 20):
+        process, before = start(folder, out, "--workers=2"), len(list(tmp_path.glob(".out.building/*.json")))
+        wait_for(".out.building/*.json", tmp_path, process, before + 1)
+        time.sleep(moments.uniform(0, most))
         process.kill()
         process.communicate()
         begun += process.returncode == -signal.SIGKILL
-        if out.exists():
+        assert ends(process.pid), "workers outlive the command"
+        if begun == kills:
+            break
+        if out.exists():  # on a busy machine all was done before this process came to kill
             assert contents(out) == whole
-        deadline = time.monotonic() + 5
-        while running(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not running(process.pid), "workers outlive the command"
+            shutil.rmtree(out)
     assert begun, "the kills fell behind the end: nothing was tested"
-    finish(start(folder, out, "--workers=2"))
+    build(folder, out)
     assert contents(out) == whole and not beside(out)
 
 
@@ -161,18 +172,17 @@ def test_signals_end_it_in_order(tmp_path: Path, sent: int, code: int, line: str
     folder, out = paint(tmp_path / "in", range(400)), tmp_path / "out"
     for awaited in ("plan.jsonl", "shard-*.json"):
         for _ in range(20):
-            process = start(folder, out, "--workers=2")
-            deadline = time.monotonic() + 120
-            while not list(tmp_path.glob(f".out.building/{awaited}")) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            os.killpg(process.pid, sent)
-            _, err = process.communicate(timeout=60)
+            process = start(folder, out, "--workers=2", new_python=sent == signal.SIGINT)
+            wait_for(f".out.building/{awaited}", tmp_path, process)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sent)
+            _, err = process.communicate(timeout=300)
             if not out.exists():
                 break
             shutil.rmtree(out)  # on a busy machine all was done before this process came to send
         assert (process.returncode, err) == (code, line)
         assert not out.exists() and ends(process.pid)
-    finish(start(folder, out, "--workers=2"))
+    build(folder, out)
     assert len(contents(out)) == 80 + 4 and not beside(out)
 
 
