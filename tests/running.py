@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -66,17 +67,19 @@ def next_batch(trainer: Trainer) -> Batch:
 
 
 def launch(
-    shard_folder: Path, out_dir: Path, *arguments: str, processes: int = 1, script: Path | None = None,
+    shard_folder: Path, out_dir: Path, *arguments: str, processes: int = 1, script: Path | str | None = None,
     launcher: tuple[str, ...] = (), new_python: bool = False, **options,
 ) -> subprocess.Popen | Forked:  # fmt: skip
     """toolkit/train.py (or a script that stands for it) as users start it, from another folder, with its own group.
+
+    `script`: its path, or the name of a module.
 
     `new_python`: not forked from a process that has torch already (tests/forking.py), where that is the point.
     """
     command = list(launcher)
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(script or REPOSITORY / "toolkit" / "train.py")]
+    command += ["-m", script] if isinstance(script, str) else [str(script or REPOSITORY / "toolkit" / "train.py")]
     command += [text for name, value in {**QUIET, **options}.items() for text in (f"--{name}", str(value))]
     command += ["--data", str(shard_folder), "--out_dir", str(out_dir), *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -88,6 +91,21 @@ def launch(
         [sys.executable, *command], cwd=shard_folder, env=environment, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen | Forked, patience: float = 300) -> None:
+    """Until it holds, as long as the process lives."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            raise AssertionError(f"in vain: {finish(process, timeout=10)[-3000:]}")
+        time.sleep(0.02)
+
+
+def newest_step(run: Path) -> int:
+    """Of the newest checkpoint or one that is just being replaced, valid or not; -1 without any."""
+    return max((int(path.name[-7:]) for path in run.glob("*ckpt_*") if not path.name.startswith(".tmp")), default=-1)
 
 
 def run_training(shard_folder: Path, out_dir: Path, *arguments: str, code: int = 0, **how) -> str:

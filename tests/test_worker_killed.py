@@ -1,16 +1,17 @@
 """kill -9 a data worker: one line, exit code 1 and the last checkpoint, not a traceback nor a wait without end."""
 
 import itertools
+import json
 import multiprocessing.connection
 import os
 import signal
-import time
+import threading
 from pathlib import Path
 
 import pytest
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from tests.running import finish, launch, train
+from tests.running import finish, launch, newest_step, train, wait_for
 from toolkit.data.dataset import ShardDataset, batches
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
@@ -19,6 +20,11 @@ from toolkit.run_folder import checkpoint
 
 def children(process: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def await_death(child: int) -> None:
+    """Until it is dead and SIGCHLD has come; it stays there to be asked for its exit code."""
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
 
 
 def stream_of(shard_folder: Path, workers: int = 2):
@@ -37,7 +43,7 @@ def test_between_two_batches(shard_folder, which):
     workers = [child for child in children(os.getpid()) if child not in before]
     assert len(workers) == 2
     os.kill(workers[which], signal.SIGKILL)
-    time.sleep(0.3)  # SIGCHLD has come
+    await_death(workers[which])
     with pytest.raises(UserError, match=LINE) as told:
         next(stream)  # although there are batches in stock
     assert "\n" not in str(told.value)
@@ -72,12 +78,36 @@ def test_a_pipe_that_breaks_before_the_process_is_dead(shard_folder, monkeypatch
 
     def dying(sentinels, timeout=None):
         if doomed:
-            os.kill(doomed.pop(), signal.SIGKILL)
-            time.sleep(0.3)  # SIGCHLD has come
+            os.kill(doomed[0], signal.SIGKILL)
+            await_death(doomed.pop())
         return wait(sentinels, timeout)
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
     monkeypatch.setattr(multiprocessing.connection, "wait", dying)
+    with pytest.raises(UserError, match=LINE):
+        next(stream)
+
+
+def test_a_process_whose_files_are_closed_and_that_is_not_dead_yet(shard_folder, monkeypatch):
+    """The system closes a killed process's pipes first: for a moment they say that it ended and it counts as alive."""
+    before = children(os.getpid())
+    stream = stream_of(shard_folder, workers=1)
+    next(stream)
+    doomed = list(set(children(os.getpid())) - set(before))
+    assert len(doomed) == 1
+    wait = multiprocessing.connection.wait
+
+    def broken(self):
+        raise EOFError
+
+    def closed(sentinels, timeout=None):
+        if not doomed:
+            return wait(sentinels, timeout)
+        threading.Timer(0.3, os.kill, (doomed.pop(), signal.SIGKILL)).start()
+        return list(sentinels)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
+    monkeypatch.setattr(multiprocessing.connection, "wait", closed)
     with pytest.raises(UserError, match=LINE):
         next(stream)
 
@@ -102,14 +132,11 @@ def test_closing_after_a_death_takes_no_worker_along(shard_folder):
 def test_a_running_training(shard_folder, tmp_path):
     run = tmp_path / "run"
     process = launch(shard_folder, run, workers=2, iters=100_000, ckpt_every=5)
-    deadline = time.monotonic() + 120
-    while not (run / checkpoint.checkpoint_name(10)).is_dir() and time.monotonic() < deadline:
-        assert process.poll() is None, finish(process)[-2000:]
-        time.sleep(0.02)
+    wait_for(lambda: newest_step(run) >= 10, process)
     workers = children(process.pid)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    said = finish(process, timeout=60)
+    said = finish(process)
     last = said.strip().splitlines()[-1]
     assert process.returncode == 1 and f"data worker {workers[0]} was killed (signal 9)" in last, said[-2000:]
     assert "for want of memory" in last and last.startswith("train: ") and "Traceback" not in said
@@ -119,29 +146,21 @@ def test_a_running_training(shard_folder, tmp_path):
     train(shard_folder, run, iters=int(newest.name[5:]) + 1)
 
 
-def process_of_rank(rank: int, launcher: int) -> int:
-    """Of a training that torchrun has started."""
-    for child in children(launcher):
-        if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
-            return child
-    raise AssertionError(f"no process of rank {rank}")
+def process_of_rank(rank: int, run: Path) -> int:
+    """Of a training by several processes."""
+    return json.loads((run / "heartbeats" / f"process_{rank}.json").read_text())["pid"]
 
 
 @pytest.mark.dist
 def test_of_one_of_two_processes(shard_folder, tmp_path):
     """The one tells what happened to it, the other that it has lost it; both end, and the checkpoint is whole."""
-    run, torchrun = tmp_path / "run", ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    process = launch(
-        shard_folder, run, launcher=torchrun, workers=1, resident="false", iters=100_000, ckpt_every=5, timeout=120
-    )
-    deadline = time.monotonic() + 120
-    while not (run / checkpoint.checkpoint_name(10)).is_dir() and time.monotonic() < deadline:
-        assert process.poll() is None, finish(process)[-2000:]
-        time.sleep(0.02)
-    ranks = [process_of_rank(rank, process.pid) for rank in (0, 1)]
+    run, options = tmp_path / "run", {"workers": 1, "resident": "false", "iters": 100_000, "ckpt_every": 5}
+    process = launch(shard_folder, run, processes=2, timeout=120, **options)
+    wait_for(lambda: newest_step(run) >= 10, process)
+    ranks = [process_of_rank(rank, run) for rank in (0, 1)]
     (worker,) = children(ranks[1])
     os.kill(worker, signal.SIGKILL)
-    said = finish(process, timeout=90)
+    said = finish(process)
     assert process.returncode != 0
     assert f"train (process 1): data worker {worker} was killed (signal 9)" in said, said[-3000:]
     assert "train: process 0 lost contact with another at step" in said, said[-3000:]

@@ -65,8 +65,11 @@ def next_from(iterator) -> Any:
             _unwatch(iterator)
     except (RuntimeError, OSError, EOFError):  # how the wait ends: by SIGCHLD, a look every 5 s, or a broken pipe
         _unwatch(iterator)  # SIGCHLD may have cut that of `finally` short; below, only our line may be raised
-        # A pipe may break before the process counts as dead.
-        multiprocessing.connection.wait([worker.sentinel for worker in iterator._workers], timeout=1.0)
+        # A pipe may break before the process counts as dead, and so may that which tells its end.
+        ended = multiprocessing.connection.wait([worker.sentinel for worker in iterator._workers], timeout=1.0)
+        for worker in iterator._workers:
+            if worker.sentinel in ended:
+                worker.join()
         _refuse_dead(iterator)
         raise
 
