@@ -36,7 +36,9 @@ class Forked:
         pipes = {number: CONTEXT.Pipe(duplex=False) for number in ((1, 2) if stdout else (2,))}
         writers = {number: writer for number, (_, writer) in pipes.items()}
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # for the first fork
-            self._process = CONTEXT.Process(target=_become, args=(list(command), str(cwd), environment, writers))
+            self._process = CONTEXT.Process(
+                target=_become, args=(list(command), str(cwd), environment, writers), daemon=True
+            )
             self._process.start()
         self.pid: int = self._process.pid
         self._outputs = {}
@@ -87,6 +89,7 @@ def _become(command: list[str], cwd: str, environment: dict[str, str], outputs: 
     os.environ.clear()
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # the default, as in a new Python
+    multiprocessing.current_process()._config["daemon"] = False  # or it could not start data workers
     tracker = resource_tracker._resource_tracker
     tracker._fd = tracker._pid = None  # a tracker of its own as well, which names what is left over
     with without_plots_and_estimates():
