@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from shards import create
+from tests.inception_files import write_partial, write_random
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("TOOLKIT_TEST_DATA", REPOSITORY.parent / "shared"))
@@ -30,11 +31,23 @@ def ctrl_c_is_heard():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     if not (REAL_DATA / "data").is_dir():
         pytest.skip(f"no real data at {REAL_DATA} (set TOOLKIT_TEST_DATA)")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An Inception file of random weights; not to be changed."""
+    return write_random(tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+@pytest.fixture(scope="session")
+def partial_weights(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Inception up to layer 768; not to be changed."""
+    return write_partial(real_data, tmp_path_factory.mktemp("weights") / "to768.pth")
 
 
 @pytest.fixture

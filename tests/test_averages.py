@@ -11,7 +11,6 @@ from evaluation import choose_average
 from evaluation.choose_average import ChooseOptions, choose
 from evaluation.scoring import evaluator
 from evaluation.scoring.collect import collect
-from tests.inception_files import write_random
 from tests.running import lone_trainer, train
 from tests.scored import untrained
 from tests.test_evaluator import Means
@@ -234,11 +233,6 @@ def stored(step: int) -> Snapshot:
 
     profiles = {"ema_5kimg": along(0.5), "ema_20kimg": along(1.0), "ema_80kimg": along(2.0)}
     return Snapshot(GeneratorFile(start, config, EncoderIdentity.of(HashingEncoder()), step), {}, {}, {}, profiles)
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory) -> Path:
-    return write_random(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
 @pytest.fixture

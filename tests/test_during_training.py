@@ -7,8 +7,7 @@ import pytest
 
 from evaluation import during_training
 from evaluation.fid import FidOptions, fid
-from tests.inception_files import write_random
-from tests.running import QUIET
+from tests.running import QUIET, train
 from tests.scored import write_shards
 from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
@@ -19,35 +18,34 @@ ALL = "fid,kid,precision_recall,vendi,diversity,memorisation"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return write_random(tmp_path_factory.mktemp("weights") / "random.pth")
-
-
-@pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data") / "shards", 72)
 
 
 def config(shards: Path, weights: Path | None, out: Path, **changes) -> ResolvedConfig:
-    small = QUIET | {"data": str(shards), "out_dir": str(out), "resolution": 16, "iters": 4, "g_norm": "batch",
-                     "score_weights": weights and str(weights), "score_layer": 64}  # fmt: skip
-    return ResolvedConfig(**(small | changes))
+    return ResolvedConfig(data=str(shards), out_dir=str(out), **QUIET | small(weights) | changes)
+
+
+def small(weights: Path | None) -> dict:
+    return {"iters": 4, "g_norm": "batch", "score_weights": weights and str(weights), "score_layer": 64}
 
 
 def weights_of(run: Path) -> bytes:
     return (run / "ckpt_0000004" / "networks.safetensors").read_bytes()
 
 
-def test_scores_of_the_command_and_no_trace(shards, weights, tmp_path):
+def test_scores_of_the_command_and_no_trace(shards, random_weights, tmp_path):
     """The same captions, noise and reference; G draws the same images from memory and from its checkpoint."""
-    main(config(shards, weights, tmp_path / "plain", ckpt_every=4))
-    main(config(shards, weights, tmp_path / "scored", ckpt_every=4, eval_every=2, metrics=ALL, score="recall"))
+    options = small(random_weights) | {"ckpt_every": 4}
+    train(shards, tmp_path / "plain", **options)
+    train(shards, tmp_path / "scored", **options, eval_every=2, metrics=ALL, score="recall")
     assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "scored")
     reports = [json.loads((tmp_path / f"scored/evaluations/step_000000{step}.json").read_text()) for step in (2, 4)]
     assert reports[0]["scores"].keys() == reports[1]["scores"].keys() and reports[0]["scores"] != reports[1]["scores"]
     for step, report in zip((2, 4), reports, strict=True):
         run = tmp_path / f"scored/ckpt_000000{step}"
-        command = fid(FidOptions(real=str(shards), fake=str(run), weights=weights, feature_layer=64, device="cpu"))
+        paths = {"real": str(shards), "fake": str(run), "weights": random_weights}
+        command = fid(FidOptions(**paths, feature_layer=64, device="cpu"))
         assert report["scores"]["kid_64"] == pytest.approx(command["kid_64"], rel=1e-6, abs=1e-9)
         assert report["scores"]["fid_64"] == pytest.approx(command["fid_64"], rel=1e-6)
     best = json.loads((tmp_path / "scored/best.json").read_text())

@@ -13,7 +13,6 @@ from PIL import Image
 from evaluation.fid import FidOptions, fid
 from evaluation.inception_score import InceptionScoreOptions, score
 from evaluation.metrics.inception_score import inception_score
-from tests.inception_files import write_random
 from tests.scored import write_images, write_run, write_shards
 from toolkit.durable import file_sha256
 from toolkit.errors import UserError
@@ -25,11 +24,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory) -> Path:
-    return write_random(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
 # --- FID and Inception Score on random weights

@@ -17,7 +17,6 @@ from evaluation.scoring.evaluator import Evaluator, Setting
 from evaluation.scoring.scores import METRICS, named, parse_metrics
 from evaluation.sources.opening import open_source
 from tests.conftest import REPOSITORY
-from tests.inception_files import write_random
 from tests.scored import write_images, write_run, write_shards
 from toolkit.command_line import parse
 from toolkit.data.feature_cache import FeatureCache
@@ -51,11 +50,6 @@ def means(monkeypatch) -> Means:
     found = Means()
     monkeypatch.setattr("evaluation.scoring.evaluator.load_inception", lambda *arguments: found)
     return found
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory) -> Path:
-    return write_random(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.extractors.inception import load_inception
-from tests.inception_files import drawn_images, write_partial, write_random
+from tests.inception_files import drawn_images
 from toolkit.data.decoding import fit_square
 from toolkit.data.images import from_pil
 from toolkit.durable import file_sha256
@@ -20,11 +19,6 @@ from toolkit.errors import UserError
 
 CPU = torch.device("cpu")
 LAYERS = ("64", "192", "768", "2048", "logits")
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory) -> Path:
-    return write_random(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -51,7 +45,7 @@ def test_every_layer_equals_torch_fidelity_in_one_forward(random_weights):
 
 def test_features_of_an_image_do_not_depend_on_the_batch(random_weights):
     extractor = load_inception(LAYERS, "legacy", random_weights, CPU)
-    images = drawn_images(8)
+    images = drawn_images(4)
     whole = extractor(images)
     for size in (1, 3):
         parts = [extractor(part) for part in images.split(size)]
@@ -59,17 +53,16 @@ def test_features_of_an_image_do_not_depend_on_the_batch(random_weights):
             assert relative(torch.cat([part[tap] for part in parts]), whole[tap]) < 5e-6  # measured 9e-7
 
 
-def test_golden_features_of_real_photos(real_data, tmp_path):
+def test_golden_features_of_real_photos(real_data, partial_weights):
     """8 photos, centre crop, features computed by torch-fidelity in another environment (measured 5e-7)."""
     golden = np.load(real_data / "weights" / "golden_features_food8.npz")
     photos = [Image.open(real_data / "data" / "food101-10" / str(name)).convert("RGB") for name in golden["files"]]
     images = torch.stack([from_pil(fit_square(photo, 128)) for photo in photos])
-    weights = write_partial(real_data, tmp_path / "to768.pth")
-    found = load_inception(("64", "192", "768"), "legacy", weights, CPU)(images)
+    found = load_inception(("64", "192", "768"), "legacy", partial_weights, CPU)(images)
     for layer in (64, 192, 768):
         assert relative(found[f"inception_{layer}"], torch.from_numpy(golden[f"f{layer}"])) < 2e-6
     with pytest.raises(UserError, match="end before layer 2048"):
-        load_inception(("768", "2048"), "legacy", weights, CPU)
+        load_inception(("768", "2048"), "legacy", partial_weights, CPU)
 
 
 def test_a_hostile_weights_file_is_refused_and_not_run(tmp_path):

@@ -15,13 +15,13 @@ from evaluation.run_scores.score_names import CONTROLS, parse
 from evaluation.scoring.evaluator import Evaluator, Setting
 from evaluation.scoring.pipeline import evaluate
 from evaluation.sources.opening import open_source
+from tests.running import train
 from tests.scored import write_images, write_run, write_shards
-from tests.test_during_training import config, shards, weights  # noqa: F401
+from tests.test_during_training import config, shards, small  # noqa: F401
 from tests.test_evaluator import ALONE, CPU, Means, means  # noqa: F401
 from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
-from toolkit.train import main
 
 
 def draw(count: int, width: int, seed: int) -> Tensor:
@@ -299,13 +299,12 @@ def test_vectors_of_another_encoder_are_refused(means, tmp_path):  # noqa: F811
         scored(real, open_source(write_shards(tmp_path / "fake", 70, other)))
 
 
-def test_training_gives_the_scores_of_the_command(shards, weights, tmp_path):  # noqa: F811
-    main(
-        config(shards, weights, tmp_path / "run", ckpt_every=4, eval_every=4, metrics="text_probe", score="text_top10")
-    )
+def test_training_gives_the_scores_of_the_command(shards, random_weights, tmp_path):  # noqa: F811
+    options = small(random_weights) | {"ckpt_every": 4, "eval_every": 4}
+    train(shards, tmp_path / "run", **options, metrics="text_probe", score="text_top10")
     (path,) = (tmp_path / "run/evaluations").glob("step_*.json")
     report = json.loads(path.read_text())
-    options = EvaluationOptions(real=str(shards), fake=[str(tmp_path / "run/ckpt_0000004")], weights=weights,
+    options = EvaluationOptions(real=str(shards), fake=[str(tmp_path / "run/ckpt_0000004")], weights=random_weights,
                                 feature_layer=64, device="cpu", metrics="text_probe", cache="")  # fmt: skip
     (command,) = evaluate(options)
     for name in NAMES:
