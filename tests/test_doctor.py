@@ -20,6 +20,7 @@ from toolkit import doctor
 from toolkit.checks import checkup
 from toolkit.checks import pace as pace_module
 from toolkit.checks.checkup import FAIL, OK, WARN, Report, check_encoder, check_machine, check_memory, checkpoint_bytes
+from toolkit.checks.memory import MemoryEstimate, estimate
 from toolkit.checks.pace import Pace
 from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
@@ -34,9 +35,16 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def needed() -> MemoryEstimate:
+    return estimate(ResolvedConfig(**TINY), 1, "no")
+
+
 @pytest.fixture(autouse=True)
-def fresh_state(monkeypatch):
+def fresh_state(monkeypatch, needed):
+    """The estimate, which takes longer than all else, is made once; test_memory.py tests it."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(checkup.memory, "estimate", lambda *arguments: needed)
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -71,7 +79,8 @@ def saved_run(shard_folder: Path, run: Path, **options) -> Path:
     return path
 
 
-def test_a_sound_setup_is_ready_and_untouched(capsys, shard_folder, tmp_path):
+def test_a_sound_setup_is_ready_and_untouched(capsys, shard_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkup.memory, "estimate", estimate)
     code, found, end = examined(capsys, shard_folder, tmp_path / "new" / "run", r1_interval=4)
     assert code == 0 and not any(level == FAIL for lines in found.values() for level, _ in lines)
     assert found["data"][0][1].startswith("24 samples in 3 shards, 7 distinct captions, 16 px")
@@ -243,7 +252,7 @@ def test_the_estimate_is_held_against_the_memory_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     options = {**TINY, "batch": 64}
-    needed = checkup.memory.estimate(ResolvedConfig(**options), 1, "no")
+    needed = estimate(ResolvedConfig(**options), 1, "no")
     monkeypatch.setattr(checkup.memory, "estimate", lambda config, processes, precision, encoder: needed)
     cases = [
         (needed.total() + 1, None, OK, "room for about 64 images"),

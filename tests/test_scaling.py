@@ -1,12 +1,14 @@
 """The benchmark of several processes: the model's closed forms, what is made of the workers' answers, a tiny run."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from benchmarks import scaling, scaling_model
-from benchmarks.scaling import CPU, Session, Split, compare_weights, predict, process_counts
+from benchmarks.scaling import CPU, Session, Split, compare_weights, measure, predict, process_counts
 from benchmarks.scaling_model import (
     COUNTS,
     NETWORKS,
@@ -22,8 +24,9 @@ from benchmarks.scaling_model import (
     step_seconds,
     waiting_seconds,
 )  # fmt: skip
-from benchmarks.scaling_worker import COLUMNS, WorkerOptions, in_buckets
-from benchmarks.side_by_side import Different, Setting
+from benchmarks.scaling_worker import COLUMNS, Worker, WorkerOptions, in_buckets
+from benchmarks.side_by_side import Different, Row, Setting
+from tests.workers.two_processes import SCALED
 from toolkit.errors import UserError
 from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.models import Discriminator, Generator
@@ -141,14 +144,47 @@ class TestAnswers:
             session.ask("steps")
 
 
+class Recorded(NamedTuple):
+    """A session whose answers are there already."""
+
+    options: WorkerOptions
+    count: int
+    answers: dict[str, dict]
+
+    def ask(self, turn: str) -> dict:
+        return self.answers[turn]
+
+
+def assert_measured(row: Row) -> None:
+    split = row.details["split"]["several"]
+    assert split["exchange"] > 0 and split["compute"] > 0 and split["buckets"] > 1
+    assert split["step"] == pytest.approx(
+        sum(split[name] for name in ("data", "compute", "waiting", "exchange", "optimizer")), rel=0.5
+    )
+
+
 @pytest.mark.dist
+def test_two_workers_answer_what_a_row_is_made_of(two, shard_folder, monkeypatch):
+    """Real turns of two processes and of one, in this process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options = WorkerOptions(shard_folder, **SCALED)
+    turns = ("parity", "steps", "split")
+    one = Recorded(options, 1, dict(zip(turns, Worker(options).answers(turns), strict=True)))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    several, other = (Recorded(options, 2, facts["turns"]) for facts in two.facts)
+    assert compare_weights(one, several) == compare_weights(one, other) == "weights after 3 steps bitwise"
+    row = measure(one, several, rounds=1, parity="the same")
+    assert_measured(row)
+    found = row.details["all_reduce_alone"]
+    assert found["bytes"] == gradient_bytes(16, 4) and found["seconds"] > 0 and found["latency"] > 0
+
+
+@pytest.mark.dist
+@pytest.mark.slow
 def test_two_processes_are_measured_and_their_weights_compared(tmp_path):
     """Real ones, tiny."""
     setting = Setting(torch.device("cpu"), tmp_path, rounds=1)
     (row,) = scaling.rows(setting, resolution=32, base_ch=4, batch=4, steps=3)
-    split = row.details["split"]["several"]
     assert row.parity == "weights after 3 steps bitwise" and 0.05 < row.ratio < 2
-    assert split["exchange"] > 0 and split["compute"] > 0
-    assert split["step"] == pytest.approx(
-        sum(split[name] for name in ("data", "compute", "waiting", "exchange", "optimizer")), rel=0.5
-    )
+    assert_measured(row)

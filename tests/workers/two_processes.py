@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from benchmarks import scaling_worker
 from tests.running import QUIET
 from toolkit import doctor
 from toolkit.checks.micro_batch import agreed, largest_that_fits
@@ -45,6 +46,8 @@ LOSSES = {
 EVERYTHING = {"r2_penalty": 0.5, "lecam": 0.1, "d_steps": 2, "adaptive_augment": True, "adaptive_r1": True,
               "ada_kimg": 0.5, "r1_interval": 4, "grad_clip": 1.0,
               "ema_profiles": "0.02,0.1"}  # fmt: skip
+SCALED = {"resolution": 16, "base_ch": 4, "batch": 4, "steps": 3}
+"""A benchmark of two processes at a size of seconds."""
 INSTEAD = {"d_scales": 0, "r1_penalty": 0.0, "r2_penalty": 0.0}
 """Of D's own scales, with `frozen_backbone`."""
 
@@ -226,6 +229,13 @@ class Scenarios:
             except SystemExit as end:
                 self.facts["doctor"] = [end.code, said.getvalue().splitlines()]
 
+    def measure(self) -> None:
+        """The benchmark's turns; what comes of them is test_scaling.py's."""
+        options = scaling_worker.WorkerOptions(self.shards, **SCALED)
+        turns = ("parity", "steps", "silent", "split", "reduce")
+        found = list(scaling_worker.Worker(options).answers(turns))
+        self.facts["turns"] = dict(zip(turns, found, strict=True))
+
     def exchange(self) -> None:
         """Processes: the main one's failure is everybody's, of the same kind."""
         processes, kinds = self.processes, (UserError, NotSaved, Diverged)
@@ -257,7 +267,7 @@ class Scenarios:
 def main() -> None:
     scenarios = Scenarios(*map(Path, sys.argv[1:4]))
     for scenario in ("compare_gradients", "stay_together", "exchange", "signal_to_one", "odd_sizes", "mirror",
-                     "frozen_features", "try_batch_gpu", "examine", "drift", "nan_on_one_rank"):  # fmt: skip
+                     "frozen_features", "try_batch_gpu", "examine", "measure", "drift", "nan_on_one_rank"):  # fmt: skip
         getattr(scenarios, scenario)()
     scenarios.write()
     scenarios.accelerator.end_training()
