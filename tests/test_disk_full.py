@@ -99,13 +99,20 @@ def failing_at(monkeypatch, *steps: int) -> None:
     monkeypatch.setattr(checkpoint, "save_file", save_file)
 
 
-def test_training_goes_on_and_saves_again_when_there_is_room(shard_folder, tmp_path, monkeypatch, capsys):
-    train(shard_folder, tmp_path / "whole", iters=5)
+@pytest.fixture(scope="module")
+def whole(shard_folder, tmp_path_factory) -> Path:
+    """5 steps with room on the disk."""
+    run = tmp_path_factory.mktemp("whole")
+    train(shard_folder, run, iters=5)
+    return run
+
+
+def test_training_goes_on_and_saves_again_when_there_is_room(shard_folder, tmp_path, whole, monkeypatch, capsys):
     failing_at(monkeypatch, 2, 3)
     run = tmp_path / "run"
     train(shard_folder, run, iters=5, ckpt_every=1, keep=0)
     assert [path.name[-1] for path in checkpoint.checkpoints(run)] == ["0", "1", "4", "5"]
-    assert_equal_runs(tmp_path / "whole", run, 5, but=("ckpt_every", "keep"))
+    assert_equal_runs(whole, run, 5, but=("ckpt_every", "keep"))
     events = [json.loads(line) for line in (run / "events.json").read_text().splitlines()]
     told = [event for event in events if event["name"] == "not_saved"]
     assert [event["step"] for event in told] == [2, 3] and all("No space left" in event["text"] for event in told)
@@ -114,7 +121,7 @@ def test_training_goes_on_and_saves_again_when_there_is_room(shard_folder, tmp_p
 
 @pytest.mark.parametrize("options,step", [({"on_save_error": "stop"}, 2), ({}, 5), ({}, 0)])
 def test_training_ends_where_it_should_not_go_on_without_a_checkpoint(
-    shard_folder, tmp_path, monkeypatch, options, step
+    shard_folder, tmp_path, whole, monkeypatch, options, step
 ):
     """As asked for; at the last step; and at the first, where nobody has waited for anything yet."""
     with monkeypatch.context() as patch:
@@ -124,8 +131,7 @@ def test_training_ends_where_it_should_not_go_on_without_a_checkpoint(
     assert [int(path.name[5:]) for path in checkpoint.checkpoints(tmp_path)] == list(range(step))
     assert not any(map(find_problem, checkpoint.checkpoints(tmp_path)))
     train(shard_folder, tmp_path, iters=5)
-    train(shard_folder, tmp_path / "whole", iters=5)
-    assert_equal_runs(tmp_path / "whole", tmp_path, 5, but=("ckpt_every", "keep", "on_save_error"))
+    assert_equal_runs(whole, tmp_path, 5, but=("ckpt_every", "keep", "on_save_error"))
 
 
 def fill(path: Path) -> None:
@@ -133,6 +139,14 @@ def fill(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.symlink_to("/dev/full")
+
+
+@pytest.fixture(scope="module")
+def weights(shard_folder, tmp_path_factory) -> Path:
+    """Checkpoint of 3 steps with room on the disk."""
+    run = tmp_path_factory.mktemp("weights")
+    train(shard_folder, run, iters=3)
+    return run / checkpoint_name(3)
 
 
 @pytest.mark.parametrize("name,said", [
@@ -143,7 +157,9 @@ def fill(path: Path) -> None:
     (".best.json.tmp", "best.json not written: No space left on device"),
     ("heartbeats/.process_0.json.tmp", ""),
 ])  # fmt: skip
-def test_a_full_disk_for_anything_else_costs_that_file_alone(shard_folder, tmp_path, monkeypatch, capsys, name, said):
+def test_a_full_disk_for_anything_else_costs_that_file_alone(
+    shard_folder, tmp_path, weights, monkeypatch, capsys, name, said
+):
     options = {"iters": 3, "sample_every": 1, "ckpt_every": 1, "keep": 0, "score": "swd", "score_count": 32}
     step, run = Trainer.step, tmp_path / "run"
 
@@ -158,9 +174,8 @@ def test_a_full_disk_for_anything_else_costs_that_file_alone(shard_folder, tmp_p
         patch.setattr(Trainer, "step", filling)
         train(shard_folder, run, plot, **options)
     assert said in capsys.readouterr().err
-    train(shard_folder, tmp_path / "whole", **{**options, "sample_every": 1000, "score": "none"})
     for file in ("generator", "networks", "optimizers"):
-        one, other = (tmp_path / place / checkpoint_name(3) / f"{file}.safetensors" for place in ("run", "whole"))
+        one, other = (place / f"{file}.safetensors" for place in (run / checkpoint_name(3), weights))
         assert one.read_bytes() == other.read_bytes()
     assert name == "training_log.json" or len(logged(run)) == 3
     assert (run / "sample_0000003.png").is_file()

@@ -1,9 +1,8 @@
 """Shards at an address: equal to the local ones, fetched once, never taken for whole or genuine when they are not."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import torch
 
 from shards.inspect import __main__ as inspect_command
 from shards.report import __main__ as report_command
-from tests.conftest import REPOSITORY
+from tests.forking import Forked
+from tests.running import finish
 from tests.shard_server import ShardServer, send, send_half, serving
 from toolkit.data import fetching
 from toolkit.data.dataset import ShardDataset, batches
@@ -91,9 +91,11 @@ READER = "import sys; from toolkit.data.remote_shards import open_shards; s = op
 
 
 @pytest.mark.dist
-def test_two_processes_fetch_each_file_once(server, shard_folder, cache):
-    started = [subprocess.Popen([sys.executable, "-c", READER, server.address], cwd=REPOSITORY) for _ in range(2)]
-    assert [process.wait() for process in started] == [0, 0]
+def test_two_processes_fetch_each_file_once(server, shard_folder, cache, tmp_path):
+    (tmp_path / "reader.py").write_text(READER)
+    started = [Forked([str(tmp_path / "reader.py"), server.address], tmp_path, dict(os.environ)) for _ in range(2)]
+    said = [finish(process) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
     assert {count for name, count in server.asked.items() if name != MANIFEST_NAME} == {1}
     assert_equal_samples(ShardSet(next(cache.glob("*/shards"))), ShardSet(shard_folder))
 

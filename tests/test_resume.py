@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import time
 from unittest import mock
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.running import PLAIN, TINY, assert_equal_runs, finish, launch, logged, run_training, train
+from tests.running import PLAIN, TINY, assert_equal_runs, finish, launch, logged, run_training, train, wait_for
 from toolkit.config import ResolvedConfig
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
@@ -154,12 +153,10 @@ def test_a_signal_in_the_middle_of_a_step_is_one_more_place_to_stop(shard_folder
 
 
 def test_a_command_stopped_by_a_signal_is_resumed_by_the_same_command(shard_folder, tmp_path, uninterrupted):
-    """Three processes: one ended by SIGTERM where it happened to be, the same again, and the reference."""
+    """Two processes: one ended by SIGTERM where it happened to be, and the same again; then the reference."""
     run, arguments = tmp_path / "run", ("--g_norm", "batch", "--workers", "2", "--r1_interval", "4")
     process = launch(shard_folder, run, "--iters", "100000", *arguments)
-    deadline = time.monotonic() + 120
-    while len(read_log(run)) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: len(read_log(run)) >= 2, process)
     os.kill(process.pid, signal.SIGTERM)
     said = finish(process)
     assert process.returncode == 128 + signal.SIGTERM and "run the same command again to go on" in said, said[-2000:]

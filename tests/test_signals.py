@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.running import assert_equal_runs, finish, launch, train
+from tests.running import assert_equal_runs, finish, launch, train, wait_for
 from toolkit.data.shard_reader import ShardSet
 from toolkit.launching.stopping import STOP_FILE
 from toolkit.run_folder import checkpoint
@@ -112,10 +112,9 @@ def test_a_wait_for_workers_that_hang_is_ended_too(shard_folder, tmp_path, whole
     run = tmp_path / "run"
     options = {**EVENTS, "workers": 2, "sample_every": 1000, "ckpt_every": 1000}
     process = launch(shard_folder, run, script=WORKER, fault="hanging_reads:0:3", **options)
-    wait_for_log(run, 3, process)
-    time.sleep(0.5)
+    wait_for(lambda: len(read_log(run)) == 3 and (run / "hanging").exists(), process)
     process.send_signal(signal.SIGTERM)
-    said = finish(process, timeout=60)
+    said = finish(process, timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, said[-2000:]
     newest, _ = checkpoint.newest_valid(run)
     assert newest.name == "ckpt_0000003" and "stopped by SIGTERM at step 3" in said.splitlines()[-1]
@@ -154,30 +153,27 @@ def test_sigterm_twice_is_sigterm_once(shard_folder, tmp_path, whole, monkeypatc
     assert_stopped_whole_and_goes_on(shard_folder, tmp_path / "run", whole, 2, capsys, "SIGTERM")
 
 
-def wait_for_log(run: Path, lines: int, process) -> None:
-    deadline = time.monotonic() + 120
-    while len(read_log(run)) < lines and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(read_log(run)) >= lines, finish(process, timeout=5)[-3000:]
-
-
 LAUNCHERS = {
-    "accelerate": ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
-    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    "accelerate": {"launcher": ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")},
+    "torchrun": {"processes": 2, "script": "toolkit.train"},
 }
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_signal_to_the_launcher_alone_reaches_the_run(shard_folder, tmp_path, launcher):
-    """torchrun passes SIGTERM on; `accelerate launch` dies of it, and the run ends with it instead of living on."""
+    """torchrun passes SIGTERM on; `accelerate launch` dies of it, and the run ends with it instead of living on.
+
+    Started as users do: one a path, the other the module with two processes, each of which has half of every batch.
+    """
     run = tmp_path / "run"
-    process = launch(shard_folder, run, launcher=LAUNCHERS[launcher], iters=100_000)
-    wait_for_log(run, 3, process)
+    process = launch(shard_folder, run, new_python=True, iters=100_000, **LAUNCHERS[launcher])
+    wait_for(lambda: len(read_log(run)) >= 3, process)
     process.send_signal(signal.SIGTERM)
-    said = finish(process, timeout=60)  # the pipe closes when the last process of the run has gone
+    said = finish(process)  # the pipe closes when the last process of the run has gone
     assert process.returncode != 0
     newest, _ = checkpoint.newest_valid(run)
     step = int(newest.name[5:])
     assert step >= 3 and f"stopped by SIGTERM at step {step:,}, saved {newest}" in said
-    assert read_log(run)[-1]["step"] == step
+    assert (read_log(run)[-1]["step"], read_log(run)[-1]["images_seen"]) == (step, 8 * step)
+    assert said.count("stopped by") == 1 and f"micro-batches of {8 if launcher == 'accelerate' else 4}" in said

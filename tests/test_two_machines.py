@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +11,17 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
-from tests.test_trainer import TINY
+from tests.forking import Forked
+from tests.running import QUIET, finish, train
 from toolkit.run_folder.checkpoint import find_problem
 from toolkit.run_folder.records import read_log
 
 SCRIPT = str(REPOSITORY / "toolkit" / "train.py")
 CONFIGS = REPOSITORY / "configs" / "accelerate"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+TORCHRUN = ["-m", "torch.distributed.run"]
+ACCELERATE = ["-m", "accelerate.commands.launch"]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+COURSE = {"iters": 3, "r1_interval": 2}
 
 
 def torchrun(rank: int, port: int) -> list[str]:
@@ -42,8 +42,7 @@ def free_port() -> int:
 
 
 def training(shard_folder: Path, out_dir: Path) -> list[str]:
-    options = {**TINY, "data": shard_folder, "out_dir": out_dir, "iters": 3, "log_every": 1, "sample_every": 100,
-               "ckpt_every": 100, "r1_interval": 2, "n_sample": 4, "score": "none", "timeout": 60}  # fmt: skip
+    options = {**QUIET, **COURSE, "data": shard_folder, "out_dir": out_dir, "timeout": 300}
     return [SCRIPT, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
 
 
@@ -73,9 +72,7 @@ def check_same_training(a: Path, b: Path) -> None:
 def one_process(shard_folder, tmp_path_factory) -> Path:
     """The run folder of the same training in one process."""
     run = tmp_path_factory.mktemp("one") / "run"
-    command = [sys.executable, *training(shard_folder, run)]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=run.parent, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train(shard_folder, run, **COURSE)
     return run
 
 
@@ -84,16 +81,9 @@ def one_process(shard_folder, tmp_path_factory) -> Path:
 def test_two_machines_train_what_one_process_trains(shard_folder, tmp_path, one_process, launcher):
     """Three steps, two of them with R1; one run folder, whole checkpoints, weights that differ by rounding."""
     run, port = tmp_path / "run", free_port()
-    machines = [
-        subprocess.Popen([*launcher(rank, port), *training(shard_folder, run)], env=ENVIRONMENT, cwd=tmp_path,
-                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        said = [machine.communicate(timeout=200)[1] for machine in machines]
-    finally:
-        for machine in machines:
-            machine.kill()
+    commands = [[*launcher(rank, port), *training(shard_folder, run)] for rank in (0, 1)]
+    machines = [Forked(command, tmp_path, ENVIRONMENT) for command in commands]
+    said = [finish(machine) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(text[-3000:] for text in said)
     assert "done: 3 steps" in said[0]
     last = run / "ckpt_0000003"
@@ -108,9 +98,9 @@ def test_several_processes_of_one_machine_under_accelerate_launch(shard_folder, 
     """configs/accelerate/multi_gpu.yaml, whose port 0 lets two runs share a machine."""
     run = tmp_path / "run"
     launcher = [*ACCELERATE, "--config_file", str(CONFIGS / "multi_gpu.yaml"), "--num_processes", "2"]
-    done = subprocess.run([*launcher, *training(shard_folder, run)], env=ENVIRONMENT, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=200)  # fmt: skip
-    assert done.returncode == 0 and "already in use" not in done.stderr, done.stderr[-3000:]
+    process = Forked([*launcher, *training(shard_folder, run)], tmp_path, ENVIRONMENT)
+    said = finish(process)
+    assert process.returncode == 0 and "already in use" not in said, said[-3000:]
     check_same_training(one_process, run)
 
 
