@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,12 +129,19 @@ def two(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
 
 
 def start_two(shard_folder: Path, odd: Path, out: Path) -> None:
+    from tests.forking import Forked
+
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                str(REPOSITORY / "tests" / "workers" / "two_processes.py"), shard_folder, odd, out]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    process = Forked(list(map(str, command)), out, environment)
+    try:
+        said = process.communicate(timeout=600)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said[-4000:]
 
 
 def odd_shards(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.conftest import REPOSITORY
+from tests.forking import Forked
 from tests.running import lone_trainer
 from toolkit import doctor
 from toolkit.checks import checkup
@@ -329,13 +330,14 @@ def run_doctor(shard_folder: Path, out_dir: Path, *arguments: str) -> tuple[int,
     """Two processes under torchrun. Returns the exit code and the lines of stdout."""
     flags = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "toolkit.doctor",
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "toolkit.doctor",
         *flags, "--data", str(shard_folder), "--out_dir", str(out_dir), *arguments,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.stdout, done.stderr[-3000:]
-    return done.returncode, done.stdout.splitlines()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    process = Forked(command, REPOSITORY, environment, stdout=True)
+    told, said = process.communicate()
+    assert told, said[-3000:]
+    return process.returncode, told.splitlines()
 
 
 @pytest.mark.dist

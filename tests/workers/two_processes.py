@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from benchmarks import scaling_worker
 from tests.running import QUIET
 from toolkit import doctor
+from toolkit.checks.memory import MemoryEstimate
 from toolkit.checks.micro_batch import agreed, largest_that_fits
 from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
@@ -220,10 +221,16 @@ class Scenarios:
         self.facts["as if never tried"] = torch.equal(tried.fingerprint(), plain.fingerprint())
 
     def examine(self) -> None:
+        """The doctor. Its command with two processes: test_doctor.py, where they cannot train."""
         folder, said = self.out / "examined", io.StringIO()
         folder.mkdir(exist_ok=True)
         config = TrainConfig(**{**QUIET, "data": str(self.shards), "out_dir": str(folder / "run"), "iters": 50})
-        with mock.patch.object(Accelerator, "end_training"), contextlib.redirect_stdout(said):
+        needed = MemoryEstimate(4, "no", 1000, 1000, 1000, 1000, (0, 1000), (0, 1000))
+        with (
+            mock.patch("toolkit.checks.memory.estimate", return_value=needed),
+            mock.patch.object(Accelerator, "end_training"),
+            contextlib.redirect_stdout(said),
+        ):
             try:
                 doctor.main(config)
             except SystemExit as end:
