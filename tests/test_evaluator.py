@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from evaluation.scoring.evaluator import Evaluator, Setting
 from evaluation.scoring.scores import METRICS, named, parse_metrics
 from evaluation.sources.opening import open_source
 from tests.conftest import REPOSITORY
+from tests.forking import Forked
 from tests.scored import write_images, write_run, write_shards
 from toolkit.command_line import parse
 from toolkit.data.feature_cache import FeatureCache
@@ -176,33 +175,38 @@ def test_no_source_is_an_error():
             parse(EvaluationOptions, listed(empty))
 
 
-def evaluate(processes: int, batch: int, fakes: list[Path], shards: Path, weights: Path, cache: Path) -> dict:
-    """Of a fresh command, as a user starts it."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "evaluation", "--metrics", GEOMETRY, "--real", shards, "--fake", *fakes]
-    command += ["--count", 70, "--weights", weights, "--feature_layer", 64, "--batch", batch, "--cache", cache]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
 @pytest.mark.dist
-def test_scores_depend_neither_on_processes_nor_on_batches(shards, random_weights, tmp_path):
-    """Row 59. With its own cache each computes the reference itself, but the last."""
+def test_scores_depend_neither_on_processes_nor_on_batches(shards, random_weights, tmp_path, capsys):
+    """Row 59. With its own cache each computes the reference itself, but the last. Of several sources in a row the
+    reference is on the main process alone, and no other asks for it a second time."""
     run = write_run(tmp_path / "run")
-    found = [evaluate(processes, batch, [run], shards, random_weights, tmp_path / cache)
-             for processes, batch, cache in ((1, 8, "a"), (2, 8, "b"), (1, 3, "c"), (2, 3, "b"))]  # fmt: skip
-    assert found[0]["scores"] == found[1]["scores"]  # the same batches, whoever computes them
-    for other in found[2:]:
-        for name, value in found[0]["scores"].items():
-            assert other["scores"][name] == (value and pytest.approx(value, rel=1e-6, abs=1e-9)), name
-    assert found[0]["scores"]["fid_64"] > 1e-3
 
+    def arguments(batch: int, cache: str, sources: int = 1) -> list[str]:
+        named = {"real": shards, "weights": random_weights, "feature_layer": 64, "metrics": GEOMETRY, "count": 20}
+        named |= {"batch": batch, "cache": tmp_path / cache, "device": "cpu"}
+        flags = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+        return ["--fake", *[str(run)] * sources, "--allow_few", *flags]
 
-@pytest.mark.dist
-def test_two_processes_score_several_sources_in_a_row(shards, random_weights, tmp_path):
-    """The reference is on the main process alone, and no other asks for it a second time."""
-    run = write_run(tmp_path / "run")
-    first, second = evaluate(2, 8, [run, run], shards, random_weights, tmp_path / "cache")["reports"]
+    def by_one(*how) -> dict:
+        main(parse(EvaluationOptions, listed(arguments(*how))))
+        return json.loads(capsys.readouterr().out)
+
+    def by_two(*how) -> dict:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "evaluation"]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        forked = Forked([*launcher, *arguments(*how)], tmp_path, environment, stdout=True)
+        out, err = forked.communicate()
+        assert forked.returncode == 0, err[-3000:]
+        return json.loads(out)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the two
+    one, odd = by_one(8, "a"), by_one(3, "c")
+    torch.set_num_threads(threads)
+    first, second = by_two(8, "b", 2)["reports"]
+    assert one["scores"] == first["scores"]  # the same batches, whoever computes them
     assert first == second
+    for other in (odd, by_two(3, "b")):
+        for name, value in one["scores"].items():
+            assert other["scores"][name] == (value and pytest.approx(value, rel=1e-6, abs=1e-9)), name
+    assert one["scores"]["fid_64"] > 1e-3
