@@ -129,7 +129,9 @@ def ends(group: int) -> bool:
     deadline = time.monotonic() + 60
     while running(group) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not running(group)
+    if left := running(group):
+        os.killpg(group, signal.SIGKILL)
+    return not left
 
 
 def wait_for(pattern: str, folder: Path, process: subprocess.Popen | Forked, count: int = 1) -> None:
@@ -141,20 +143,22 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen | Forked, cou
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("kills,most", [(1, 0.0), pytest.param(KILLS, 0.3, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(tmp_path: Path, kills: int, most: float) -> None:
+@pytest.mark.parametrize(
+    "kills,awaited,most", [(1, "shard-*.json", 0.0), pytest.param(KILLS, "*.json", 0.3, marks=pytest.mark.slow)]
+)
+def test_killed_at_random_moments(tmp_path: Path, kills: int, awaited: str, most: float) -> None:
     """The same command each time, with two workers; a last one ends where an uninterrupted one does."""
     folder, moments, out = paint(tmp_path / "in", range(200)), random.Random(5), tmp_path / "out"
     whole = contents(build(folder, tmp_path / "whole").folder)
     begun = 0
     for _ in range(kills + 20):
-        process, before = start(folder, out, "--workers=2"), len(list(tmp_path.glob(".out.building/*.json")))
-        wait_for(".out.building/*.json", tmp_path, process, before + 1)
+        process, before = start(folder, out, "--workers=2"), len(list(tmp_path.glob(f".out.building/{awaited}")))
+        wait_for(f".out.building/{awaited}", tmp_path, process, before + 1)
         time.sleep(moments.uniform(0, most))
         process.kill()
-        process.communicate()
-        begun += process.returncode == -signal.SIGKILL
         assert ends(process.pid), "workers outlive the command"
+        process.communicate(timeout=300)
+        begun += process.returncode == -signal.SIGKILL
         if begun == kills:
             break
         if out.exists():  # on a busy machine all was done before this process came to kill
