@@ -191,22 +191,26 @@ def test_scores_depend_neither_on_processes_nor_on_batches(shards, random_weight
         main(parse(EvaluationOptions, listed(arguments(*how))))
         return json.loads(capsys.readouterr().out)
 
-    def by_two(*how) -> dict:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "evaluation"]
+    def by_two(*several: list[str]) -> list[dict]:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command += [str(REPOSITORY / "tests" / "workers" / "evaluating_in_a_row.py"), str(tmp_path)]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        forked = Forked([*launcher, *arguments(*how)], tmp_path, environment, stdout=True)
-        out, err = forked.communicate()
-        assert forked.returncode == 0, err[-3000:]
-        return json.loads(out)
+        forked = Forked([*command, *map(json.dumps, several)], tmp_path, environment)
+        said = forked.communicate()[1]
+        assert forked.returncode == 0, said[-3000:]
+        printed, nothing = (json.loads((tmp_path / f"printed_{rank}.json").read_text()) for rank in range(2))
+        assert not any(nothing)
+        return [json.loads(text) for text in printed]
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the two
     one, odd = by_one(8, "a"), by_one(3, "c")
     torch.set_num_threads(threads)
-    first, second = by_two(8, "b", 2)["reports"]
+    several, cached = by_two(arguments(8, "b", 2), arguments(3, "b"))
+    first, second = several["reports"]
     assert one["scores"] == first["scores"]  # the same batches, whoever computes them
     assert first == second
-    for other in (odd, by_two(3, "b")):
+    for other in (odd, cached):
         for name, value in one["scores"].items():
             assert other["scores"][name] == (value and pytest.approx(value, rel=1e-6, abs=1e-9)), name
     assert one["scores"]["fid_64"] > 1e-3
