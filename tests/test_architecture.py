@@ -215,7 +215,7 @@ def test_ranges(arguments, words):
 def test_options_read_back_from_a_recorded_config(tmp_path):
     config = ResolvedConfig(resolution=16, **EVERYTHING)
     (tmp_path / "config.yaml").write_text(dump(config))
-    assert parse(TrainConfig, ["--config", str(tmp_path / "config.yaml")]) == config
+    assert parse(TrainConfig, ["--config", str(tmp_path / "config.yaml")]).resolved() == config
     flags = ["--attention", "4,8", "--g_text_blocks", "--d_projections", "2"]
     found = parse(TrainConfig, ["--resolution", "16", *flags])
     assert (found.attention_sides, found.g_text_blocks, found.d_projections) == ((4, 8), True, 2)
