@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import toolkit.train
-from tests.running import QUIET, TINY, finish, launch, lone_trainer, next_batch, run_training, train
+from tests.running import QUIET, TINY, finish, launch, lone_trainer, next_batch, run_training, train, wait_for
 from toolkit import command_line
 from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.data.shard_reader import ShardSet
@@ -146,10 +145,8 @@ def test_a_signal_to_the_whole_group_ends_with_a_complete_checkpoint(shard_folde
     """Launchers and schedulers signal every process, data workers too."""
     run = tmp_path / "run"
     process = launch(shard_folder, run, workers=2, iters=100_000)
-    while len(read_log(run)) < 3 and process.poll() is None:
-        time.sleep(0.05)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
+    wait_for(lambda: len(read_log(run)) >= 3, process)
+    os.killpg(process.pid, signal.SIGTERM)
     said = finish(process)
     assert process.returncode == 128 + signal.SIGTERM, said[-2000:]
     newest, _ = newest_valid(run)
