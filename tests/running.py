@@ -1,5 +1,6 @@
 """Training runs for tests: in this process where that is enough, as a command where a new process is the point."""
 
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState
 import toolkit.train
 from tests.conftest import REPOSITORY
 from tests.forking import Forked, without_plots_and_estimates
+from toolkit import command_line
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import Batch
 from toolkit.data.shard_reader import ShardSet
@@ -37,16 +39,22 @@ TINY = {
 QUIET = {**TINY, "log_every": 1, "sample_every": 1000, "ckpt_every": 1000, "n_sample": 6, "score": "none"}
 """Every step in the log; no samples, scores or checkpoints but the first and the last."""
 TENSORS = (GENERATOR, NETWORKS, OPTIMIZERS)
+parser = functools.cache(command_line._parser)
+"""Making it takes a third of a short training, which writes its config with it."""
 
 
 def train(shard_folder: Path, out_dir: Path, plot: Callable = lambda run: None, **options) -> None:
-    """toolkit.train in this process, without the seconds that plots and the memory estimate take."""
+    """toolkit.train in this process, without the seconds that plots, the memory estimate and a new parser take."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the order of a command with OMP_NUM_THREADS=1
     AcceleratorState._reset_state(reset_partial_state=True)
     config = TrainConfig(**{"data": str(shard_folder), "out_dir": str(out_dir), **QUIET, **options})
     try:
-        with mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"), without_plots_and_estimates(plot):
+        with (
+            mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"),
+            mock.patch("toolkit.command_line._parser", parser),
+            without_plots_and_estimates(plot),
+        ):
             toolkit.train.main(config)
     finally:
         torch.set_num_threads(threads)

@@ -40,7 +40,7 @@ def save_for_ever(run: Path, report) -> None:
         step += 1
 
 
-@pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_while_saving_never_cost_more_than_the_save_they_fell_into(tmp_path, kills):
     """What `save` has returned for is there, whole, after any kill; `tidy` brings back what was being replaced."""
     moments, context = random.Random(kills), multiprocessing.get_context("fork")
@@ -84,7 +84,7 @@ def test_a_checkpoint_being_replaced_is_brought_back_only_if_its_successor_is_no
     assert len(checkpoint.load(tmp_path / checkpoint_name(2)).networks["w"]) == (20_000 if final_there else 10)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_bitwise_where_the_uninterrupted_one_does(shard_folder, tmp_path, kills):
     """The same command each time, saving every step; it must resume every time, from no earlier than the last save."""
     run, moments, reached, resumed = tmp_path / "run", random.Random(7), -1, 0
