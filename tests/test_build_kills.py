@@ -60,14 +60,16 @@ def killed_at(number: int, folder: Path, out: Path, options: dict) -> bool:
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """A fork copies no threads, and waits for ever for those it believes in."""
+def one_thread_and_no_waiting(monkeypatch):
+    """A fork copies no threads, and waits for ever for those it believes in. What a process has written outlives it
+    without a flush, so that none waits for the disk; they stay calls to be killed at."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -116,16 +118,34 @@ class Case:
         assert contents(out) == self.whole and not beside(out), where
 
 
+def calls_of(case: Case) -> list[str]:
+    out, made = case.prepare("counted"), []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, CALLS, made.append)
+        build(case.folder, out, **case.options)
+    return made
+
+
+def chosen(calls: list[str], every: int) -> list[int]:
+    """The numbers, from 1, of every so-manieth call, and of the first and the last of each kind."""
+    firsts = {calls.index(kind) + 1 for kind in calls}
+    lasts = {len(calls) - calls[::-1].index(kind) for kind in calls}
+    return sorted({*range(1, len(calls) + 1, every), *firsts, *lasts})
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_a_kill_at_any_call_to_the_disk(tmp_path: Path, situation: str) -> None:
+def test_a_kill_at_any_call_to_the_disk(tmp_path: Path, situation: str, every: int) -> None:
     case = Case(tmp_path, situation)
-    for number in itertools.count(1):
+    calls = calls_of(case)
+    for number in chosen(calls, every):
         out = case.prepare(f"try{number}")
-        if not killed_at(number, case.folder, out, case.options):
-            break
+        assert killed_at(number, case.folder, out, case.options)
         case.check_interrupted(out, f"call {number}")
         case.finish(out, f"call {number}")
-    assert number > 30 and contents(out) == case.whole
+    out = case.prepare("never")
+    assert len(calls) > 30 and not killed_at(len(calls) + 1, case.folder, out, case.options)
+    assert contents(out) == case.whole
 
 
 def test_killed_again_and_again(tmp_path: Path) -> None:
