@@ -17,7 +17,7 @@ from shards.building.stored_images import crop_boxes
 from shards.create import CreateOptions
 from shards.inspect import __main__ as inspect_command
 from tests.builds import beside, build, contents, pattern, run, skipped
-from tests.test_build_kills import killed_at, one_thread  # noqa: F401
+from tests.test_build_kills import killed_at, one_thread_and_no_waiting  # noqa: F401
 from toolkit.data.decoding import decode_pixels
 from toolkit.data.shard_reader import ShardSet
 from toolkit.encoders.hashing_encoder import HashingEncoder
