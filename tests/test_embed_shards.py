@@ -1,5 +1,6 @@
 """New embeddings for shards that exist: beside the tars, the same from any number of processes, safe against kills."""
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -28,6 +29,12 @@ from toolkit.errors import UserError
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return save_weights(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def loaded_once(monkeypatch) -> None:
+    """Commands in a row load the same encoder; each time it takes three times as long as embedding these samples."""
+    monkeypatch.setattr(OpenClipEncoder, "load", functools.cache(OpenClipEncoder.load))
 
 
 @pytest.fixture
@@ -175,6 +182,7 @@ def test_options(tmp_path: Path) -> None:
 
 
 class TestProcesses:
+    @pytest.mark.usefixtures("loaded_once")
     def test_shares_give_the_bytes_of_one(self, shard_folder: Path, copy: Path, weights, tmp_path, capsys) -> None:
         embed_by(copy, weights[0], image=True)
         expected = contents(copy)
@@ -212,6 +220,7 @@ def vectors_of(folder: Path) -> list[torch.Tensor]:
     return [shards.read(i).vectors for i in range(len(shards))]
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_a_kill_at_any_point_leaves_the_folder_as_before_or_as_after(
     shard_folder: Path, copy: Path, weights: list[Path], tmp_path: Path
 ) -> None:
