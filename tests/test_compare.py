@@ -27,7 +27,8 @@ def write_run(
 ) -> str:
     """A run folder with config.yaml and an evaluation; run again, one more evaluation."""
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(ResolvedConfig(out_dir=str(folder), data="shards", **options)))
+    if not (folder / "config.yaml").exists():
+        (folder / "config.yaml").write_text(dump(ResolvedConfig(out_dir=str(folder), data="shards", **options)))
     report = {"scores": scores, "protocol": {**PROTOCOL, "fake": str(folder), "step": step, **(protocol or {})}}
     (folder / "evaluations" / (name or f"step_{step:07d}.json")).write_text(json.dumps(report))
     return str(folder)

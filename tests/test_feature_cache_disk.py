@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.forking import Forked
 from tests.test_feature_cache import IMAGES, KEY, OTHERS, TAPS, features, only_file, same
 from toolkit.data import feature_cache
 from toolkit.data.feature_cache import BOUND, FeatureCache, default_folder
@@ -101,7 +100,7 @@ def test_what_a_kill_has_left_is_removed_in_time(cache):
 
 
 @pytest.mark.dist
-def test_two_writers_at_once_leave_one_valid_file(cache):
+def test_two_writers_at_once_leave_one_valid_file(cache, tmp_path):
     """Each writes 100 times and reads in between; never does one see the other's half file."""
     code = (
         "import sys\nfrom pathlib import Path\nimport torch\nfrom toolkit.data.feature_cache import FeatureCache\n"
@@ -111,11 +110,10 @@ def test_two_writers_at_once_leave_one_valid_file(cache):
         f"    found = cache.load({IMAGES!r}, {KEY!r}, ('clip',))['clip']\n"
         "    assert found.shape == (400, 32) and found.unique().item() in (1, 2)\n"
     )
-    command = [sys.executable, "-c", code, cache.folder]
-    writers = [
-        subprocess.Popen([*command, number], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for number in "12"
-    ]
-    assert [(writer.communicate(timeout=300)[1], writer.returncode) for writer in writers] == [("", 0)] * 2
+    (tmp_path / "write.py").write_text(code)
+    command = [str(tmp_path / "write.py"), str(cache.folder)]
+    writers = [Forked([*command, number], REPOSITORY, dict(os.environ)) for number in "12"]
+    assert [(writer.communicate()[1], writer.returncode) for writer in writers] == [("", 0)] * 2
     assert only_file(cache) and cache.load(IMAGES, KEY, ("clip",))["clip"].unique().item() in (1, 2)
 
 

@@ -1,8 +1,6 @@
 """Images of a checkpoint or of a network in memory: sample i is a function of (seed, i), bit for bit."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from evaluation.sources import generated, opening
 from evaluation.sources.opening import open_source
 from evaluation.sources.source import GROUP
 from tests.conftest import REPOSITORY
+from tests.forking import Forked
 from tests.scored import Sensitive, images_of, load_sensitive, untrained, write_run, write_shards
 from toolkit.draws import sample_noise
 from toolkit.encoders.hashing_encoder import HashingEncoder
@@ -79,15 +78,13 @@ def test_two_processes_draw_the_same_bits(run_folder, prompts, drawn, tmp_path):
         "ranges = [range(first, min(first + 7, 100)) for first in range(0, 100, 7)][int(index) :: 2]\n"
         "numpy.save(out, torch.cat(list(source.stream(ranges))).numpy())"
     )
-    files = [tmp_path / f"{index}.npy" for index in range(2)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    script, files = tmp_path / "draw.py", [tmp_path / f"{index}.npy" for index in range(2)]
+    script.write_text(code)
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, run_folder, prompts, str(i), file], cwd=REPOSITORY, env=environment
-        )
+        Forked([str(part) for part in (script, run_folder, prompts, i, file)], REPOSITORY, dict(os.environ))
         for i, file in enumerate(files)
     ]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 2
     for index, file in enumerate(files):
         numbers = [i for i in range(100) if i // 7 % 2 == index]
         assert np.array_equal(np.load(file), drawn[numbers].numpy())
