@@ -64,7 +64,7 @@ class WorkerOptions:
         return ResolvedConfig(
             data=str(self.data), resolution=self.resolution, base_ch=self.base_ch, batch=self.batch * processes,
             g_norm="group", r1_interval=NEVER, workers=self.workers, resident=False, timeout=TIMEOUT,
-            mixed_precision=self.mixed_precision, loss="hinge", r2_penalty=0, d_steps=1, **NETWORKS,
+            mixed_precision=self.mixed_precision, loss="hinge", r2_penalty=0, d_steps=1, **NETWORKS, **TRAINING,
             diffaug="color,translation,cutout", lr_g=1e-4, lr_d=2e-4, ema_ramp=False,
         )  # fmt: skip
 

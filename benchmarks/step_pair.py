@@ -16,6 +16,7 @@ from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.launching.launch import start_accelerator
 from toolkit.networks.architecture import EARLIER
+from toolkit.training.earlier import TRAINING
 from toolkit.training.compiling import Mode
 from toolkit.training.objective import Inputs
 from toolkit.training.trainer import Trainer
@@ -53,7 +54,7 @@ class Point:
         return ResolvedConfig(
             data=str(data), resolution=self.resolution, base_ch=self.base_ch, batch=self.batch, d_scales=1,
             mismatch_weight=0, r1_penalty=2, r1_interval=1, lr_g=5e-5, lr_d=1.5e-4, grad_clip=1, loss="hinge",
-            r2_penalty=0, d_steps=1, ema_ramp=False, **EARLIER,
+            r2_penalty=0, d_steps=1, ema_ramp=False, **EARLIER, **TRAINING,
             diffaug="color,translation,flip", workers=0, mixed_precision=precision,
         )  # fmt: skip
 

@@ -26,11 +26,12 @@ from toolkit.networks.architecture import EARLIER
 from toolkit.run_folder.checkpoint import GENERATOR, NETWORKS, OPTIMIZERS, STATE
 from toolkit.run_folder.records import read_log
 from toolkit.run_folder.snapshot import PLACES
+from toolkit.training.earlier import TRAINING
 from toolkit.training.trainer import Trainer
 
 PLAIN = {
     "loss": "hinge", "r1_penalty": 1.0, "r2_penalty": 0.0, "r1_interval": 16, "d_steps": 1, "lr_g": 1e-4, "lr_d": 2e-4,
-    "diffaug": "color,translation,cutout", "ema_ramp": False, **EARLIER,
+    "diffaug": "color,translation,cutout", "ema_ramp": False, **EARLIER, **TRAINING,
 }  # fmt: skip
 """A recipe of few parts, whatever the defaults are: what a test says of one part it says of that alone."""
 TINY = {

@@ -38,7 +38,7 @@ def trainer(shard_folder: Path, precision: str = "no", **options) -> Trainer:
 def random_batch(count: int, config: ResolvedConfig) -> Batch:
     images = torch.randint(0, 256, (count, 3, config.resolution, config.resolution), dtype=torch.uint8)
     text = nn.functional.normalize(torch.randn(count, config.cond_dim), dim=1)
-    return Batch(images, text, text.flip(0), torch.ones(count), ("",) * count, slice(0, count))
+    return Batch(images, text, text.flip(0), torch.ones(count), ("",) * count, torch.arange(count), slice(0, count))
 
 
 def test_saved_bytes_counts_each_storage_once():

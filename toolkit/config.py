@@ -89,6 +89,11 @@ class TrainConfig(
             group.validate(self)
         self._check_frozen()
         self._check_something_adapts()
+        if self.match_weight and not self.match_width:
+            raise UserError(
+                f"match_weight {self.match_weight:g} with match_width 0: D has no head to find captions with; pass "
+                "--match_width 128, or --match_weight 0 --g_match_weight 0"
+            )
 
     def _check_frozen(self) -> None:
         if (self.frozen_weights or self.frozen_size) and not self.frozen_backbone:
@@ -110,12 +115,13 @@ class TrainConfig(
             raise UserError("adaptive_r1 with r1_penalty 0 and r2_penalty 0: it scales them; pass --r1_penalty 0.1")
 
     def resolved(self) -> "ResolvedConfig":
-        """The same with numbers for batch, batch_gpu and both penalties."""
+        """The same with numbers for batch, batch_gpu and both penalties, and no head that nothing trains."""
         batch = 32 if self.batch == "auto" else self.batch
         values = {field.name: getattr(self, field.name) for field in fields(self)} | {"batch": batch}
         values["batch_gpu"] = None if self.batch_gpu == "auto" else self.batch_gpu
         for name in ("r1_penalty", "r2_penalty"):
             values[name] = weight_of(values[name], self.resolution, batch)
+        values["match_width"] = self.match_width if self.match_weight else 0
         return ResolvedConfig(**values)
 
     @property

@@ -18,6 +18,8 @@ from toolkit.launching.launch import check_data, start_accelerator
 from toolkit.launching.processes import Processes
 from toolkit.launching.start import open_run_folder
 from toolkit.networks.cost import describe_networks
+from toolkit.run_folder import checkpoint
+from toolkit.training.earlier import as_begun
 from toolkit.training.run import Run, describe_end
 from toolkit.training.trainer import Trainer
 
@@ -40,6 +42,11 @@ def main(options: TrainConfig) -> None:
     processes = Processes(accelerator, config.timeout)
     start = open_run_folder(config, processes)
     tell = partial(print, file=sys.stderr) if processes.main else lambda line: None
+    if start.checkpoint is not None:
+        config, older = as_begun(config, checkpoint.recorded_options(start.checkpoint))
+        if older:
+            values = ", ".join(f"{name} {value}" for name, value in older.items())
+            tell(f"the checkpoint is older than these options, it goes on as it was begun: {values}")
     try:
         trainer = Trainer(config, accelerator, shards)
         if start.checkpoint is not None:

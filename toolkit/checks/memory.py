@@ -165,7 +165,14 @@ class _Rehearsal:
         config, text = self.config, self._text(images)
         both = torch.zeros(2 * images, 3, config.resolution, config.resolution).chunk(2)  # augmented together
         looks = [
-            Look(images, text, second, penalised=weight > 0)
+            Look(
+                images,
+                text,
+                second,
+                penalised=weight > 0,
+                caption=text,
+                others=self._others() if second is not None else None,
+            )
             for images, second, weight in zip(both, (text, None), config.penalties(0), strict=True)
         ]
         for look in looks:
@@ -185,7 +192,9 @@ class _Rehearsal:
         self.D.requires_grad_(False)
         with self.autocast():
             fake = self.G(torch.zeros(images, config.z_dim), text).float()
-            (verdict,) = self.D(Look(self._augmented(fake), text, features=config.feature_matching > 0))
+            others = self._others() if config.g_match_weight else None
+            look = Look(self._augmented(fake), text, features=config.feature_matching > 0, caption=text, others=others)
+            (verdict,) = self.D(look)
         loss = losses.generator_loss(verdict.logits.float(), verdict.logits.detach().float(), config.loss).mean()
         if config.feature_matching:
             features = tuple(map.float() for map in verdict.features)
@@ -205,6 +214,10 @@ class _Rehearsal:
             if i in LAYERS:
                 distance = distance + (x - x.detach()).abs().mean()
         return distance
+
+    def _others(self) -> Tensor | None:
+        """The captions among which an image's own is to be found, if it is."""
+        return self._text(self.config.match_captions) if self.config.match_weight else None
 
     def _text(self, count: int) -> Tensor:
         return torch.zeros(count, self.config.cond_dim)

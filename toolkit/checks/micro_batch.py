@@ -83,7 +83,9 @@ def _made_up(trainer: Trainer, images: int) -> Batch:
     shape = (images, 3, config.resolution, config.resolution)
     grey = torch.full(shape, 128, dtype=torch.uint8)
     text = nn.functional.normalize(torch.ones(images, config.cond_dim), dim=1)
-    batch = Batch(grey, text, text, torch.ones(images), ("",) * images, slice(0, images))
+    batch = Batch(
+        grey, text, text, torch.ones(images), ("",) * images, torch.zeros(images, dtype=torch.long), slice(0, images)
+    )
     return batch.to(trainer.device)
 
 

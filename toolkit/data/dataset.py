@@ -39,6 +39,8 @@ class Item(NamedTuple):
     differs: float
     """1, or 0 if no such caption was found (then `mismatched` is a copy of `text`)."""
     caption: str
+    number: int
+    """Of the sample."""
     damaged: tuple[str, ...] = ()
     """What is wrong with the samples that this one stands in for: shard, sample, reason."""
 
@@ -55,6 +57,8 @@ class Batch(NamedTuple):
     differs: Tensor
     """float32 [N], 1 where `mismatched` really differs."""
     captions: tuple[str, ...]
+    numbers: Tensor
+    """int64 [N], of the samples."""
     rows: slice
     """Which rows of the global batch these are: picks the matching random numbers."""
     damaged: tuple[tuple[str, ...], ...] = ()
@@ -62,7 +66,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         images, text, mismatched, differs = (tensor.to(device, non_blocking=True) for tensor in self[:4])
-        return self._replace(images=images, text=text, mismatched=mismatched, differs=differs)
+        numbers = self.numbers.to(device, non_blocking=True)
+        return self._replace(images=images, text=text, mismatched=mismatched, differs=differs, numbers=numbers)
 
 
 class Readable(Protocol):
@@ -92,6 +97,7 @@ class Visit(NamedTuple, Generic[Held, OtherHeld]):
 
 
 class Decoded(NamedTuple):
+    number: int
     image: Tensor
     captions: tuple[str, ...]
     vectors: Tensor
@@ -126,7 +132,8 @@ class ShardDataset(Dataset):
         sample, caption, other, other_caption, damaged = self.visit(position, self._decoded, self.shards.read_texts)
         text = sample.vectors[caption]
         mismatched = text if other is None else other.vectors[other_caption]
-        return Item(sample.image, text, mismatched, float(other is not None), sample.captions[caption], damaged)
+        differs = float(other is not None)
+        return Item(sample.image, text, mismatched, differs, sample.captions[caption], sample.number, damaged)
 
     def visit(
         self, position: int, read: Callable[[int], Held], read_texts: Callable[[int], OtherHeld]
@@ -172,7 +179,7 @@ class ShardDataset(Dataset):
 
     def _decoded(self, number: int) -> Decoded:
         image, captions, vectors = self.shards.read(number)
-        return Decoded(_image(self.shards, number, image), captions, vectors)
+        return Decoded(number, _image(self.shards, number, image), captions, vectors)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return draws.permutation(len(self.shards), self.seed, epoch).numpy()
@@ -245,13 +252,14 @@ def batches(
 
 
 def _collate(items: list[Item]) -> Batch:
-    images, text, mismatched, differs, captions, damaged = zip(*items, strict=True)
+    images, text, mismatched, differs, captions, numbers, damaged = zip(*items, strict=True)
     return Batch(
         torch.stack(images).contiguous(),
         torch.stack(text),
         torch.stack(mismatched),
         torch.tensor(differs),
         captions,
+        torch.tensor(numbers),
         slice(0),
         tuple(found for found in damaged if found),
     )

@@ -103,7 +103,7 @@ class ResidentSet:
         captions = tuple(visit.sample.captions[visit.caption] for visit in visits)
         damaged = tuple(visit.damaged for visit in visits if visit.damaged)
         return Batch(self.images[places[0]], self.vectors[places[1]], self.vectors[places[2]], places[3].float(),
-                     captions, rows, damaged)  # fmt: skip
+                     captions, places[0], rows, damaged)  # fmt: skip
 
     def _read(self, number: int) -> Row:
         if self._damage[number]:

@@ -94,10 +94,11 @@ def check_data(config: ResolvedConfig, shards: ShardSet) -> None:
             f"the embeddings in {config.data} are {manifest.encoder.dimension}-d, cond_dim is {config.cond_dim}; "
             f"pass --cond_dim {manifest.encoder.dimension}"
         )
-    if config.mismatches and manifest.distinct_captions < 2:
+    weights = ("mismatch_weight", "g_mismatch_weight", "match_weight", "g_match_weight")
+    if manifest.distinct_captions < 2 and any(getattr(config, name) for name in weights):
         raise UserError(
-            f"all captions in {config.data} are equal: none can mismatch; pass --mismatch_weight 0 "
-            "and --g_mismatch_weight 0"
+            f"all captions in {config.data} are equal: there are no others to tell them from; pass "
+            f"{' '.join(f'--{name} 0' for name in weights)}"
         )
 
 

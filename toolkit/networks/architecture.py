@@ -7,7 +7,7 @@ from typing import Literal
 
 from toolkit.errors import UserError, check, named_in
 
-EARLIER = {"g_modulation": "text", "minibatch_std": False}
+EARLIER = {"g_modulation": "text", "minibatch_std": False, "g_text_norm": False, "match_width": 0}
 """What networks were before these options existed: a file that does not name them is as old as that."""
 
 
@@ -33,6 +33,8 @@ class ModelConfig:
     'rms' divides an image's features by their root mean square, 'pixel' those of each position by theirs."""
     g_modulation: Literal["text", "text+noise"] = "text+noise"
     """What scales and shifts G's norms: the text alone, or the text and the noise vector z."""
+    g_text_norm: bool = True
+    """Whether G's text features are brought to a mean square of 1, as z has it; else they start 12 times weaker."""
     g_text_blocks: bool = False
     """Whether each block of G reads the text through a layer of its own, in place of one for all."""
     attention: str = ""
@@ -50,6 +52,9 @@ class ModelConfig:
     image."""
     d_base_ch: int = 0
     """base_ch of D; 0 = that of G."""
+    match_width: int = 128
+    """Width of the space in which D finds an image's own caption among others (match_weight); 0 = D has no such
+    head."""
     frozen_backbone: str = ""
     """A pretrained network whose frozen features D judges by too: 'timm/NAME' (timm/vit_small_patch14_dinov2.lvd142m)
     or 'open_clip/MODEL/TAG'. It cannot be the network of a score."""
@@ -94,6 +99,7 @@ class ModelConfig:
             self.d_projections,
             f"from 1 to {most} at resolution {self.resolution}",
         )
+        check(0 <= self.match_width <= 4096, "match_width", self.match_width, "from 1 to 4096, or 0")
         check(0 <= self.d_base_ch <= 1024, "d_base_ch", self.d_base_ch, "from 1 to 1024, or 0")
         self._check_backbone()
 

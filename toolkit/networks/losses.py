@@ -45,6 +45,22 @@ def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:
     return (F.relu(1 - margin) if loss == "hinge" else F.softplus(-margin)).mean(dim=1)
 
 
+def match_loss(scores: Tensor, taken: Tensor) -> Tensor:
+    """Cross-entropy of the own caption, column 0 of `scores` [N, 1 + K], among those not `taken` [N, K] -> [N].
+
+    InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) over captions, as the matching term of XMC-GAN (Zhang et al.
+    2021, arXiv 2101.04702); there the others are the batch's captions, here those drawn for the step: the loss is the
+    same however the batch is split. `taken`: captions that would be right too.
+    """
+    others = scores[:, 1:].masked_fill(taken, float("-inf"))
+    return torch.logsumexp(torch.cat([scores[:, :1], others], dim=1), dim=1) - scores[:, 0]
+
+
+def blind_match_loss(taken: Tensor) -> Tensor:
+    """The same for a head that gives all captions one score, [N]: ln(1 + number of captions that are not `taken`)."""
+    return (1 + (~taken).sum(dim=1)).float().log()
+
+
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """1/2 |d logit / d image|^2 [N]: R1 on real images, R2 on generated ones; times its weight by the caller.
 

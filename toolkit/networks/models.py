@@ -11,9 +11,15 @@ from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.attention import SelfAttention
 from toolkit.networks.frozen_features import FrozenBackbone, FrozenDiscriminator, weightless_backbone
 from toolkit.networks.layers import TEXT_WIDTH, SkipExcitation, UpBlock, channels_at
+from toolkit.networks.matching import MatchingHead, readable
 from toolkit.networks.norms import ConditionalNorm, Modulation
-from toolkit.networks.scale_discriminator import ScaleDiscriminator
+from toolkit.networks.scale_discriminator import ScaleDiscriminator, pooled
 from toolkit.networks.spectral_norm import FIRST_ITERATIONS, SpectralNorms
+
+MATCH_DEPTHS = 3
+"""Of how many of its last blocks the matching head reads D's maps."""
+TEXT_EPSILON = 1e-8
+"""Added to the mean square of G's text features."""
 
 
 class Generator(nn.Module):
@@ -25,7 +31,7 @@ class Generator(nn.Module):
         widths = [channels_at(side, config.resolution, config.base_ch) for side in sides]
         noise = config.g_modulation == "text+noise"
         read = TEXT_WIDTH + (config.z_dim if noise else 0)
-        self.cond_dim = config.cond_dim
+        self.cond_dim, self.text_norm = config.cond_dim, config.g_text_norm
         self.text = nn.Sequential(
             nn.Linear(config.cond_dim, TEXT_WIDTH), nn.SiLU(), nn.Linear(TEXT_WIDTH, TEXT_WIDTH), nn.SiLU()
         )
@@ -50,7 +56,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, text: Tensor) -> Tensor:
         """z [N, z_dim] normal, text [N, cond_dim] unit length -> images [N, 3, R, R] in [-1, 1]."""
-        text = self.text(text * math.sqrt(self.cond_dim))  # unit variance per element, as the layers' init expects
+        text = self._text_features(text)
         x = self.start(torch.cat([z, text], dim=1)).unflatten(1, (-1, 4, 4))
         *pairs, last = self.modulation(self.norms(), text, z)
         small: list[Tensor] = []  # maps of 4 and 8 pixels, which gate those of R/2 and R
@@ -61,6 +67,17 @@ class Generator(nn.Module):
             late = i + 2 - len(self.blocks)
             x = self.excitation[late](small[late], x) if late >= 0 and self.excitation else x
         return torch.tanh(self.to_rgb(self.norm(x, last)))
+
+    def _text_features(self, text: Tensor) -> Tensor:
+        """[N, cond_dim] -> [N, TEXT_WIDTH], of mean square 1 with g_text_norm.
+
+        torch's default init and SiLU, twice, leave a root mean square of 0.09 beside z's 1: so StyleGAN2's mapping
+        network normalises its latents (Karras et al. 2020, arXiv 1912.04958).
+        """
+        text = self.text(text * math.sqrt(self.cond_dim))
+        if not self.text_norm:
+            return text
+        return text * (text.float().square().mean(dim=1, keepdim=True) + TEXT_EPSILON).rsqrt().to(text.dtype)
 
     def norms(self) -> list[ConditionalNorm]:
         """In the order of the forward pass."""
@@ -84,6 +101,10 @@ class Look(NamedTuple):
     """Whether D will be differentiated by these images: in fp32, for R1 in half precision overflows."""
     features: bool = False
     """Whether the blocks' feature maps are wanted."""
+    caption: Tensor | None = None
+    """[N, cond_dim], unit length: the captions without noise, if they are to be found among `others`."""
+    others: Tensor | None = None
+    """[K, cond_dim], unit length: captions among which each image's own is to be found; the same for all looks."""
 
 
 class Verdict(NamedTuple):
@@ -95,6 +116,8 @@ class Verdict(NamedTuple):
     """[N, columns] for the same images with the mismatched captions, if given."""
     features: tuple[Tensor, ...]
     """Feature maps of every block and scale if asked for, else (). Accelerate copies half-precision outputs to fp32."""
+    match: Tensor | None = None
+    """[N, 1 + K]: how well each image fits its own caption and each of `others`, if given."""
 
 
 class Discriminator(nn.Module):
@@ -116,6 +139,10 @@ class Discriminator(nn.Module):
         if config.frozen_backbone:
             backbone = backbone or weightless_backbone(config.frozen_backbone, config.frozen_size)
             self.frozen = FrozenDiscriminator(backbone, config.cond_dim)
+        self.match = None
+        if config.match_width:
+            channels = backbone.channels if backbone else self.scales[0].widths[-MATCH_DEPTHS:]
+            self.match = MatchingHead(sum(channels), config.cond_dim, config.match_width)
         self.norms = SpectralNorms(self)
         self.iterate(FIRST_ITERATIONS)
 
@@ -135,18 +162,31 @@ class Discriminator(nn.Module):
         # The image's features serve both captions: the second costs next to nothing.
         texts = torch.stack([look.text] if look.mismatched is None else [look.text, look.mismatched])
         if not look.penalised:
-            logits, features = self._by_scales(look, texts, counts)
+            logits, maps = self._by_scales(look, texts, counts)
         else:
             # From within: around a network prepared by Accelerate it would have no effect.
             with torch.autocast(look.images.device.type, enabled=False):
                 exact = look._replace(images=look.images.to(self.norms.layers[0].weight.dtype))
-                logits, features = self._by_scales(exact, texts, counts)
+                logits, maps = self._by_scales(exact, texts, counts)
+        frozen_maps: list[Tensor] = []
         if self.frozen is not None:
             # R1 and R2 are of the trained columns: fused attention has no second derivative.
-            more, maps = self.frozen(look.images.detach() if look.penalised else look.images, texts)
-            logits, features = [*logits, *more], [*features, *maps] if look.features else []
-        by_caption = torch.stack(logits, dim=2)
-        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], tuple(features))
+            more, frozen_maps = self.frozen(look.images.detach() if look.penalised else look.images, texts)
+            logits = [*logits, *more]
+        match = None
+        if self.match is not None and look.caption is not None and look.others is not None:
+            match = self.match(self._readable(maps, frozen_maps), look.caption, look.others)
+        by_caption, features = torch.stack(logits, dim=2), (*maps, *frozen_maps) if look.features else ()
+        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], features, match)
+
+    def _readable(self, maps: list[Tensor], frozen_maps: list[Tensor]) -> Tensor:
+        """What the matching head sees of images: the frozen features where there are some, else D's last three maps
+        at full size."""
+        if frozen_maps:
+            return readable([found.mean(dim=(2, 3)) for found in frozen_maps])
+        full = self.scales[0]
+        assert isinstance(full, ScaleDiscriminator)
+        return readable([pooled(found) for found in maps[: len(full.blocks)][-MATCH_DEPTHS:]])
 
     def _judge_together(self, looks: tuple[Look, ...]) -> tuple[Verdict, ...]:
         second = None
@@ -154,21 +194,25 @@ class Discriminator(nn.Module):
             second = torch.cat([look.text if look.mismatched is None else look.mismatched for look in looks])
         counts = [len(look.images) for look in looks]
         images, text = torch.cat([look.images for look in looks]), torch.cat([look.text for look in looks])
-        whole = self._judge(Look(images, text, second), counts)
+        captions = torch.cat([look.text if look.caption is None else look.caption for look in looks])
+        found = next((look.others for look in looks if look.others is not None), None)
+        whole = self._judge(Look(images, text, second, caption=captions, others=found), counts)
         others = [None] * len(looks) if whole.mismatched is None else whole.mismatched.split(counts)
+        matches = [None] * len(looks) if whole.match is None else whole.match.split(counts)
         return tuple(
-            Verdict(logits, None if look.mismatched is None else other, ())
-            for look, logits, other in zip(looks, whole.logits.split(counts), others, strict=True)
+            Verdict(logits, None if look.mismatched is None else other, (), None if look.others is None else match)
+            for look, logits, other, match in zip(looks, whole.logits.split(counts), others, matches, strict=True)
         )
 
     def _by_scales(self, look: Look, texts: Tensor, counts: list[int] | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits of each scale, and all feature maps, scale by scale."""
         logits: list[Tensor] = []
         features: list[Tensor] = []
         for k, scale in enumerate(self.scales):
             assert isinstance(scale, ScaleDiscriminator)
-            pooled, maps = scale(F.avg_pool2d(look.images, 2**k) if k else look.images, counts)
-            logits.append(scale.logits(pooled, texts))
-            features += maps if look.features else []
+            seen, maps = scale(F.avg_pool2d(look.images, 2**k) if k else look.images, counts)
+            logits.append(scale.logits(seen, texts))
+            features += maps
         return logits, features
 
 

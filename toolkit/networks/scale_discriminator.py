@@ -24,7 +24,7 @@ class ScaleDiscriminator(nn.Module):
         super().__init__()
         sides = [size // 2**i for i in range(1, int(math.log2(size)) - 1)]
         widths = [channels_at(side, config.resolution, config.d_base_ch or config.base_ch) for side in sides]
-        self.minibatch_std = config.minibatch_std
+        self.minibatch_std, self.widths = config.minibatch_std, widths
         self.blocks = nn.ModuleList()
         for before, after in zip([3, *widths], widths, strict=False):
             first, last = not self.blocks, len(self.blocks) == len(sides) - 1
@@ -57,7 +57,7 @@ class ScaleDiscriminator(nn.Module):
             x = block(x)
             x = self.attention[str(i)](x) if str(i) in self.attention else x
             maps.append(x)
-        return [_pooled(maps[-1 - k]) for k in range(1 + len(self.projections))], maps
+        return [pooled(maps[-1 - k]) for k in range(1 + len(self.projections))], maps
 
     def logits(self, pooled: list[Tensor], texts: Tensor) -> Tensor:
         """pooled [N, C_k] each, texts [K, N, cond_dim] -> [K, N]: the same images judged with K captions each.
@@ -72,7 +72,7 @@ class ScaleDiscriminator(nn.Module):
         return logits
 
 
-def _pooled(features: Tensor) -> Tensor:
+def pooled(features: Tensor) -> Tensor:
     """[N, C, S, S] -> [N, C]: the sum over positions, in all sizes as if there were 4x4."""
     area = features.shape[2] * features.shape[3]
     pooled = F.relu(features).sum(dim=(2, 3))

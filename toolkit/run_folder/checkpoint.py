@@ -138,6 +138,14 @@ def load(folder: Path) -> Snapshot:
     return Snapshot(generator, networks, optimizers, state, profiles)
 
 
+def recorded_options(folder: Path) -> dict:
+    """The options that a checkpoint was trained with; {} where it cannot be read: `load` says why."""
+    try:
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
+
+
 def load_generator_file(path: Path) -> GeneratorFile:
     """The averaged generator alone. Raises UserError if the file is absent, damaged or not ours."""
     if not path.is_file():

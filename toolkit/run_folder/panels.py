@@ -29,11 +29,13 @@ class Panel(NamedTuple):
 BEFORE_SCORES = (
     Panel("losses", ("loss_d", "loss_g", "loss_mismatch")),
     Panel("D's mean logits", ("logit_real", "logit_fake", "logit_mismatched")),
+    Panel("caption found among others: loss", ("loss_match", "loss_g_match", "match_blind")),
     Panel("R1, R2 penalty (before their weights)", ("r1", "r2"), base=10),
     Panel("gradient norms", ("grad_norm_d", "grad_norm_g"), base=10),
     Panel("diversity, text sensitivity (share of real images')", ("diversity", "text_sensitivity"), points=True),
 )
 AFTER_SCORES = (
+    Panel("share of G's matching loss that counts", ("match_gate",), if_varies=True),
     Panel("probability of augmentation", ("augment_p",), if_varies=True),
     Panel("scale of R1 and R2", ("r1_scale",), base=10, if_varies=True),
     Panel("D steps per G step", ("d_steps",), if_varies=True),

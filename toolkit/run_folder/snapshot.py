@@ -40,6 +40,7 @@ def take_snapshot(trainer) -> Snapshot:
         "rollbacks": trainer.rollbacks,
         "left_out": trainer.left_out,
         "adaptive": trainer.adaptive.state(),
+        "match_gate": trainer.gate.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "data_fingerprint": trainer.shards.manifest.fingerprint,
         "wandb_run_id": trainer.wandb_run_id,
@@ -97,6 +98,8 @@ def _restore(trainer, snapshot: Snapshot) -> list[str]:
     trainer.rollbacks = 0 if set(changed) & set(RATES) else trainer.rollbacks
     if "adaptive" in snapshot.state:
         trainer.adaptive.restore(snapshot.state["adaptive"], trainer.device, "d_steps" in changed)
+    if "match_gate" in snapshot.state:
+        trainer.gate.restore(snapshot.state["match_gate"])
     trainer.wandb_run_id = snapshot.state["wandb_run_id"]
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(snapshot.state["scaler"] or trainer.first_scale)

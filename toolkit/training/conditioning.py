@@ -5,13 +5,22 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.errors import check
+from toolkit.errors import UserError, check
 
 
 @dataclass(frozen=True)
 class ConditioningOptions:
     """Text in training"""
 
+    match_weight: float = 0.5
+    """Weight in D's loss of finding a real image's caption among others, with a head of its own (match_width); 0 =
+    off."""
+    g_match_weight: float = 0.5
+    """Weight in G's loss of the same on generated images. It counts only while their captions are found less well than
+    those of real images: beyond that G would draw caricatures. 0 = off."""
+    match_captions: int = 64
+    """Among how many other captions, drawn anew for each step. Those as near as mismatch_cosine do not count, nor do
+    the image's own."""
     mismatch_weight: float = 1.0
     """Weight in D's loss of telling a real image's caption from another image's; 0 = off."""
     mismatch_cosine: float = 0.999
@@ -30,7 +39,21 @@ class ConditioningOptions:
 
     def validate(self) -> None:
         """Raises UserError for a value out of range."""
-        for name in ("mismatch_weight", "g_mismatch_weight", "text_noise", "unconditional_kimg", "ramp_kimg"):
+        check(1 <= self.match_captions <= 4096, "match_captions", self.match_captions, "from 1 to 4096")
+        if self.g_match_weight > 0 and self.match_weight == 0:
+            raise UserError(
+                f"g_match_weight {self.g_match_weight:g} with match_weight 0: D has to learn what G shall follow; pass "
+                "--match_weight 0.5, or --g_match_weight 0"
+            )
+        for name in (
+            "match_weight",
+            "g_match_weight",
+            "mismatch_weight",
+            "g_mismatch_weight",
+            "text_noise",
+            "unconditional_kimg",
+            "ramp_kimg",
+        ):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")
         check(0 < self.mismatch_cosine <= 1, "mismatch_cosine", self.mismatch_cosine, "above 0 and at most 1")
 

@@ -32,6 +32,15 @@ class Inputs(NamedTuple):
     for_real: diffaug.Numbers | None
     """None where G's phase has no use for real images."""
     for_fake: diffaug.Numbers
+    others: Tensor | None = None
+    """[K, E], unit length: captions among which an image's own is to be found; None where no loss asks for it."""
+    taken: Tensor | None = None
+    """bool [N, K]: which of them would be right too."""
+    held_out: Tensor | None = None
+    """[N], 1 for real images on which the matching loss is measured and from which D does not learn it; None: it is
+    measured on all and all teach."""
+    gate: Tensor | None = None
+    """Scalar in [0, 1]: how much of G's matching loss counts now."""
 
 
 class Objective:
@@ -86,13 +95,17 @@ class Objective:
         """D's loss on these images."""
         config = self.config
         on_real, on_fake = self.D(
-            Look(real, inputs.text, inputs.mismatched, penalised=r1_scale > 0),
+            Look(real, inputs.text, inputs.mismatched, r1_scale > 0, caption=inputs.caption, others=inputs.others),
             Look(fake, inputs.text, penalised=r2_scale > 0),
         )
         adversarial = losses.discriminator_loss(on_real.logits, on_fake.logits, config.loss)
         mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss) * inputs.differs
         loss = (adversarial + config.mismatch_weight * mismatch).mean()
         stats = _statistics(adversarial, mismatch, on_real, on_fake, config.loss)
+        if on_real.match is not None:
+            term, found = _matching(on_real.match, inputs)  # before D learns from these images
+            stats |= found
+            loss = loss + config.match_weight * term
         if r1_scale:
             stats["r1"] = losses.gradient_penalty(self.trained(on_real.logits), real).mean()
             loss = loss + r1_scale * stats["r1"]
@@ -105,12 +118,15 @@ class Objective:
         return loss, stats
 
     def _generator(self, inputs: Inputs) -> tuple[Tensor, Scalars]:
-        """Adversarial term on augmented images, and the options: mismatched captions, feature matching, perceptual
-        distance, CLIP guidance."""
+        """Adversarial term on augmented images, and the options: mismatched captions, the caption among others, feature
+        matching, perceptual distance, CLIP guidance."""
         config, matching = self.config, self.config.feature_matching > 0
         fake = self.G(inputs.z, inputs.text)
         mismatched = inputs.mismatched if config.g_mismatch_weight else None
-        (on_fake,) = self.D(Look(self.augment(fake, inputs.for_fake), inputs.text, mismatched, features=matching))
+        others = inputs.others if config.g_match_weight else None
+        seen = self.augment(fake, inputs.for_fake)
+        look = Look(seen, inputs.text, mismatched, features=matching, caption=inputs.caption, others=others)
+        (on_fake,) = self.D(look)
         on_real = None
         if self.shows_real:
             assert inputs.for_real is not None  # as `shows_real` asks for
@@ -123,6 +139,10 @@ class Objective:
             margins = losses.mismatch_loss(on_fake.logits, on_fake.mismatched, config.loss) * inputs.differs
             stats["loss_g_mismatch"] = margins.mean()
             loss = loss + config.g_mismatch_weight * stats["loss_g_mismatch"]
+        if on_fake.match is not None:
+            assert inputs.taken is not None and inputs.gate is not None  # asked for together
+            stats["loss_g_match"] = losses.match_loss(on_fake.match, inputs.taken).mean()
+            loss = loss + config.g_match_weight * inputs.gate * stats["loss_g_match"]
         if matching:
             assert on_real is not None  # matching shows real images
             stats["feature_matching"] = losses.feature_matching(on_real.features, on_fake.features)
@@ -141,6 +161,24 @@ class Objective:
 
     def augment(self, images: Tensor, numbers: diffaug.Numbers) -> Tensor:
         return diffaug.augment(images, self.config.diffaug_names, *numbers)
+
+
+def _matching(scores: Tensor, inputs: Inputs) -> tuple[Tensor, Scalars]:
+    """D's matching loss, and what is measured of it, before D learns from these images.
+
+    `match_reference` and `match_measured` are sums over the images it is measured on, and their number, both over N.
+    """
+    assert inputs.taken is not None
+    each = losses.match_loss(scores, inputs.taken)
+    measured = torch.ones_like(each) if inputs.held_out is None else inputs.held_out.to(each.dtype)
+    term = each.mean() if inputs.held_out is None else (each * (1 - measured)).mean()
+    now = each.detach()
+    return term, {
+        "loss_match": now.mean(),
+        "match_blind": losses.blind_match_loss(inputs.taken).mean(),
+        "match_reference": (now * measured).mean(),
+        "match_measured": measured.mean(),
+    }
 
 
 def _statistics(adversarial: Tensor, mismatch: Tensor, on_real: Verdict, on_fake: Verdict, loss: str) -> Scalars:

@@ -25,6 +25,7 @@ from toolkit.run_folder import checkpoint
 from toolkit.run_folder.snapshot import restore_snapshot
 from toolkit.training import conditioning
 from toolkit.training.adaptive import Adaptive
+from toolkit.training.matching import CaptionPool, MatchGate, held_out
 from toolkit.training.objective import Inputs, Objective, Scalars
 from toolkit.training.phase import Phase
 
@@ -64,6 +65,8 @@ class Trainer:
         self.objective = Objective(config, self.G, self.D, perceptual, guidance)
         if config.compile != "no":
             self.objective.compile(config.compile)
+        self.captions = CaptionPool(shards, config.seed, self.device) if config.match_weight else None
+        self.gate = MatchGate(config.batch, self.device)
         self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)
         scaler = accelerator.scaler
         self.first_scale = None if scaler is None else scaler.state_dict()
@@ -141,6 +144,7 @@ class Trainer:
             self.unwrap(self.D).iterate()
             if "grad_norm_d" in of_d:
                 self._adapt(of_d)
+                self._observe_match(of_d, generated=False)
             self.position += self.config.batch
         # Without no_sync, DDP would expect gradients of D and exchange the next step's first micro-batch for nothing.
         with frozen(self.D), self.accelerator.no_sync(self.D):
@@ -149,6 +153,9 @@ class Trainer:
             for average in self.averages:
                 average.update(self.unwrap(self.G))
             self.step_number += 1
+            self._observe_match(of_g, generated=True)
+        if self.config.g_match_weight:
+            stats["match_gate"] = self.gate.value()
         if self.accelerator.scaler is not None:
             stats["skipped"] = torch.full((), float(self.skipped), device=self.device)
         return stats | of_d | of_g
@@ -201,7 +208,21 @@ class Trainer:
         read = [diffaug.Numbers.read(columns, self.config.diffaug_names) for columns in numbers]
         text, mismatched = (self._conditioned(batch, noise, name, phase) for name in ("text", "mismatched"))
         for_fake, for_real = read[0], read[1] if shows_real else None
-        return Inputs(batch.images, text, mismatched, batch.differs, batch.text, first, for_real, for_fake)
+        found = Inputs(batch.images, text, mismatched, batch.differs, batch.text, first, for_real, for_fake)
+        return self._with_captions(found, batch, noise, phase)
+
+    def _with_captions(self, inputs: Inputs, batch: Batch, noise: draws.StepDraws, phase: str) -> Inputs:
+        """The same with the captions among which each image's own is to be found, if a loss asks for them."""
+        config = self.config
+        if self.captions is None or (phase == "G" and not config.g_match_weight):
+            return inputs
+        vectors, numbers = self.captions.draw(config.match_captions, phase, *noise.counters)
+        taken = (batch.text @ vectors.T >= config.mismatch_cosine) | (batch.numbers[:, None] == numbers)
+        apart = None
+        if phase == "D" and config.frozen_backbone:
+            apart = self._moved(held_out(config.seed, batch.numbers.tolist()))
+        gate = self.gate.value() * conditioning.text_share(self.images_seen, config) if phase == "G" else None
+        return inputs._replace(others=vectors, taken=taken, held_out=apart, gate=gate)
 
     def _conditioned(self, batch: Batch, noise: draws.StepDraws, name: str, phase: str) -> Tensor:
         """The text vectors as the networks shall see them now."""
@@ -257,6 +278,16 @@ class Trainer:
             seen = torch.stack([stats[name] for name in ("logit_real", "logit_fake", "real_sign", "fake_sign")])
             seen = self.accelerator.reduce(seen.float(), reduction="mean")
             self.adaptive.observe(seen[:2], seen[2:])
+
+    def _observe_match(self, stats: Scalars, generated: bool) -> None:
+        """Show the gate the matching loss of a batch, over all processes."""
+        if self.config.g_match_weight:
+            if generated:
+                shown = [stats["loss_g_match"], torch.ones((), device=self.device)]
+            else:
+                shown = [stats.pop("match_reference"), stats.pop("match_measured")]
+            total, measured = self.accelerator.reduce(torch.stack(shown).float(), reduction="mean")
+            self.gate.observe(generated, total, measured)
 
     def _average(self, G: Generator, kimg: float | None) -> EMA:
         """With a half-life of `kimg` thousand images; None: with ema_decay."""
