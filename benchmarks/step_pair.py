@@ -16,8 +16,8 @@ from toolkit.data.shard_reader import ShardSet
 from toolkit.draws import StepDraws
 from toolkit.launching.launch import start_accelerator
 from toolkit.networks.architecture import EARLIER
-from toolkit.training.earlier import TRAINING
 from toolkit.training.compiling import Mode
+from toolkit.training.earlier import TRAINING
 from toolkit.training.objective import Inputs
 from toolkit.training.trainer import Trainer
 

@@ -115,12 +115,14 @@ class TrainConfig(
             raise UserError("adaptive_r1 with r1_penalty 0 and r2_penalty 0: it scales them; pass --r1_penalty 0.1")
 
     def resolved(self) -> "ResolvedConfig":
-        """The same with numbers for batch, batch_gpu and both penalties, and no head that nothing trains."""
+        """The same with numbers for batch, batch_gpu and both penalties, no head that nothing trains, and the groups of
+        minibatch_std that pairs need."""
         batch = 32 if self.batch == "auto" else self.batch
         values = {field.name: getattr(self, field.name) for field in fields(self)} | {"batch": batch}
         values["batch_gpu"] = None if self.batch_gpu == "auto" else self.batch_gpu
         for name in ("r1_penalty", "r2_penalty"):
             values[name] = weight_of(values[name], self.resolution, batch)
+        values["std_group"] = 2 if self.pairs else self.std_group
         values["match_width"] = self.match_width if self.match_weight else 0
         return ResolvedConfig(**values)
 
@@ -169,5 +171,10 @@ class ResolvedConfig(TrainConfig):
             raise UserError(
                 f"batch {self.batch} gives {share} images to each of {processes} processes, which batch_gpu "
                 f"{self.batch_gpu} does not split evenly; choose a divisor of {share}"
+            )
+        if self.pairs and share // parts % 2:
+            raise UserError(
+                f"pairs with {share // parts} images at once: both of a pair must be in one micro-batch; choose an even "
+                "number (--batch, --batch_gpu)"
             )
         return share, parts

@@ -20,9 +20,9 @@ def integer(below: int, seed: int, purpose: str, *counters: int) -> int:
     return _hash(seed, purpose, *counters) % below
 
 
-def permutation(count: int, seed: int, epoch: int) -> Tensor:
-    """int64 [count]: the order of the samples in one epoch."""
-    return torch.randperm(count, generator=generator(seed, "order", epoch))
+def permutation(count: int, seed: int, epoch: int, purpose: str = "order") -> Tensor:
+    """int64 [count]: the order of the samples in one epoch, or of something else there."""
+    return torch.randperm(count, generator=generator(seed, purpose, epoch))
 
 
 def sample_noise(seeds: list[int], z_dim: int) -> Tensor:

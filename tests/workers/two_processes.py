@@ -42,7 +42,16 @@ LOSSES = {
     "r1 and r2": {"r1_penalty": 1.0, "r2_penalty": 0.5},
     "lecam": {"r1_penalty": 0.0, "lecam": 0.3, "mismatch_weight": 0.0},
     "relativistic": {"r1_penalty": 1.0, "r2_penalty": 1.0, "loss": "relativistic"},
-    "matching": {"match_weight": 0.5, "g_match_weight": 0.5, "match_width": 8, "match_captions": 3},
+    "matching": {
+        "match_weight": 0.5,
+        "g_match_weight": 0.5,
+        "match_width": 8,
+        "match_captions": 3,
+        "loss": "relativistic",
+        "fresh_for_g": True,
+        "pairs": True,
+        "minibatch_std": True,
+    },
     "nonsaturating": {"loss": "nonsaturating", "d_steps": 2, "augment_p": 0.5},
 }
 EVERYTHING = {"r2_penalty": 0.5, "lecam": 0.1, "d_steps": 2, "adaptive_augment": True, "adaptive_r1": True,

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from toolkit import draws
 from toolkit.data import loader_workers
 from toolkit.data.decoding import BadImage, decode_pixels, fit_square
+from toolkit.data.pairs import in_pairs
 from toolkit.data.shard_reader import DamagedSample, Sample, ShardSet
 from toolkit.errors import UserError
 
@@ -107,10 +108,19 @@ class ShardDataset(Dataset):
     """Position p (0, 1, 2, ... over all epochs) -> Item.
 
     `mismatch_cosine`, in (0, 1]: what is not below it to all of an image's captions is no mismatched caption.
+    `groups` int64 [N], equal for samples with the same captions: two of them side by side at each even position.
     """
 
-    def __init__(self, shards: ShardSet, seed: int, mismatch: bool = True, mismatch_cosine: float = 0.999) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        seed: int,
+        mismatch: bool = True,
+        mismatch_cosine: float = 0.999,
+        groups: np.ndarray | None = None,
+    ) -> None:
         self.shards, self.seed, self.mismatch, self.mismatch_cosine = shards, seed, mismatch, mismatch_cosine
+        self.groups = groups
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def __getstate__(self) -> dict:
@@ -143,7 +153,8 @@ class ShardDataset(Dataset):
         Raises UserError after BAD_IN_A_ROW damaged samples.
         """
         sample, damaged = self._sound(position, read)
-        caption = draws.integer(len(sample.captions), self.seed, "caption", position)
+        first = position if self.groups is None else position // 2 * 2  # a pair of many captions shows the same one
+        caption = draws.integer(len(sample.captions), self.seed, "caption", first)
         other, other_caption = self._other_caption(position, sample, read_texts) if self.mismatch else (None, 0)
         return Visit(sample, caption, other, other_caption, damaged)
 
@@ -182,7 +193,8 @@ class ShardDataset(Dataset):
         return Decoded(number, _image(self.shards, number, image), captions, vectors)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return draws.permutation(len(self.shards), self.seed, epoch).numpy()
+        order = draws.permutation(len(self.shards), self.seed, epoch).numpy()
+        return order if self.groups is None else in_pairs(order, self.groups, self.seed, epoch)
 
 
 def read_decoded(shards: ShardSet, number: int) -> tuple[Sample, Tensor]:

@@ -19,6 +19,9 @@ class LoadingOptions:
     max_bad: float = 0.01
     """Most damaged samples, as a share of those read so far (of 1,000 at least), that others may stand in for; more end
     the run, with 0 the first."""
+    pairs: bool = False
+    """Put two images of one caption side by side in every batch, and take minibatch_std over such twos: D then sees a G
+    that draws one layout a caption. Each epoch still has every image once. For captions that several images share."""
     mirror: bool = False
     """Show D each real image as it is or flipped left to right, with equal chance: a data set of twice the size (the
     x-flips of StyleGAN2-ADA, arXiv 2006.06676), for images and captions that do not tell left from right. Samples,

@@ -94,6 +94,11 @@ def check_data(config: ResolvedConfig, shards: ShardSet) -> None:
             f"the embeddings in {config.data} are {manifest.encoder.dimension}-d, cond_dim is {config.cond_dim}; "
             f"pass --cond_dim {manifest.encoder.dimension}"
         )
+    if config.pairs and manifest.distinct_captions > manifest.samples / 2:
+        raise UserError(
+            f"pairs: {config.data} has {manifest.distinct_captions:,} different captions for {manifest.samples:,} "
+            "images, so that most have no partner; pass --pairs false"
+        )
     weights = ("mismatch_weight", "g_mismatch_weight", "match_weight", "g_match_weight")
     if manifest.distinct_captions < 2 and any(getattr(config, name) for name in weights):
         raise UserError(

@@ -7,7 +7,8 @@ from typing import Literal
 
 from toolkit.errors import UserError, check, named_in
 
-EARLIER = {"g_modulation": "text", "minibatch_std": False, "g_text_norm": False, "match_width": 0}
+EARLIER = {"g_modulation": "text", "minibatch_std": False, "g_text_norm": False, "match_width": 0,
+           "std_group": 4}  # fmt: skip
 """What networks were before these options existed: a file that does not name them is as old as that."""
 
 
@@ -43,8 +44,10 @@ class ModelConfig:
     skip_excitation: bool = False
     """Whether G's maps of 4 and 8 pixels gate the channels of those at half and at full resolution."""
     minibatch_std: bool = True
-    """Whether D sees how much up to 4 consecutive images differ, which a G that draws always the same gives away.
-    Results then depend on the micro-batches, unless these are multiples of 4."""
+    """Whether D sees how much consecutive images differ, which a G that draws always the same gives away. Results then
+    depend on the micro-batches, unless these are multiples of std_group."""
+    std_group: int = 4
+    """How many images at most are compared by minibatch_std; with pairs 2."""
     residual_scale: float = 1.0
     """What G's residual branches are multiplied by, above 0 and at most 1: below 1 the skips weigh more."""
     d_projections: int = 1
@@ -100,6 +103,7 @@ class ModelConfig:
             f"from 1 to {most} at resolution {self.resolution}",
         )
         check(0 <= self.match_width <= 4096, "match_width", self.match_width, "from 1 to 4096, or 0")
+        check(self.std_group in (2, 4), "std_group", self.std_group, "2 or 4")
         check(0 <= self.d_base_ch <= 1024, "d_base_ch", self.d_base_ch, "from 1 to 1024, or 0")
         self._check_backbone()
 

@@ -12,8 +12,8 @@ from toolkit.networks.spectral_norm import SpectralConv2d
 RELU_GAIN = math.sqrt(2)
 TEXT_WIDTH = 256
 """Width of the text features inside G and D, whatever the width of the embedding."""
-STD_GROUP, STD_EPSILON = 4, 1e-8
-"""Most images whose deviation is taken together, and what is added to their variance (Karras et al. 2018)."""
+STD_EPSILON = 1e-8
+"""Added to the variance of a group of images (Karras et al. 2018)."""
 
 
 def channels_at(size: int, resolution: int, base_ch: int) -> int:
@@ -91,20 +91,21 @@ class DownBlock(nn.Module):
         return RELU_GAIN * torch.add(self.skip(F.avg_pool2d(x, 2)), F.avg_pool2d(y, 2), alpha=RELU_GAIN**2)
 
 
-def with_minibatch_std(x: Tensor, counts: list[int]) -> Tensor:
+def with_minibatch_std(x: Tensor, counts: list[int], group: int = 4) -> Tensor:
     """x [N, C, H, W] -> [N, C + 1, H, W]: one more channel that says how far images of a group differ.
 
     The standard deviation of each feature and position over the group, averaged over all of them (Karras et al. 2018,
-    arXiv 1710.10196, sect. 3). Groups are up to 4 consecutive images, of nearly equal size where N is no multiple.
+    arXiv 1710.10196, sect. 3). Groups are up to `group` consecutive images, of nearly equal size where N is no
+    multiple.
     None reaches over a border between the `counts` images of one look and the next, as of real and generated ones.
     """
-    found = torch.cat([_deviations(part) for part in x.split(counts)])
+    found = torch.cat([_deviations(part, group) for part in x.split(counts)])
     return torch.cat([x, found.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
 
 
-def _deviations(x: Tensor) -> Tensor:
+def _deviations(x: Tensor, group: int) -> Tensor:
     """[N, C, H, W] -> [N], in fp32 at least: small differences between large features."""
-    groups = -(-len(x) // STD_GROUP)
+    groups = -(-len(x) // group)
     members, larger = divmod(len(x), groups)
     counts = (members + 1, members)
     parts = x.split([larger * counts[0], (groups - larger) * counts[1]])

@@ -24,7 +24,7 @@ class ScaleDiscriminator(nn.Module):
         super().__init__()
         sides = [size // 2**i for i in range(1, int(math.log2(size)) - 1)]
         widths = [channels_at(side, config.resolution, config.d_base_ch or config.base_ch) for side in sides]
-        self.minibatch_std, self.widths = config.minibatch_std, widths
+        self.minibatch_std, self.std_group, self.widths = config.minibatch_std, config.std_group, widths
         self.blocks = nn.ModuleList()
         for before, after in zip([3, *widths], widths, strict=False):
             first, last = not self.blocks, len(self.blocks) == len(sides) - 1
@@ -53,7 +53,7 @@ class ScaleDiscriminator(nn.Module):
         x, maps = images, []
         for i, block in enumerate(self.blocks):
             if self.minibatch_std and i == len(self.blocks) - 1:
-                x = with_minibatch_std(x, counts or [len(x)])
+                x = with_minibatch_std(x, counts or [len(x)], self.std_group)
             x = block(x)
             x = self.attention[str(i)](x) if str(i) in self.attention else x
             maps.append(x)

@@ -39,6 +39,7 @@ def take_snapshot(trainer) -> Snapshot:
         "attempt": trainer.attempt,
         "rollbacks": trainer.rollbacks,
         "left_out": trainer.left_out,
+        "for_g": trainer.for_g,
         "adaptive": trainer.adaptive.state(),
         "match_gate": trainer.gate.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -53,8 +54,8 @@ def take_snapshot(trainer) -> Snapshot:
 
 RATES = ("lr_g", "lr_d", "r1_penalty", "r2_penalty", "grad_clip", "rollback_lr", "rollback_r1")
 """Who changes one of these has taken the cure of a divergence into his own hands: rollbacks count anew."""
-LATER = ("attempt", "rollbacks", "left_out")
-"""Counters that format 1 did not have."""
+LATER = ("attempt", "rollbacks", "left_out", "for_g")
+"""Counters that earlier checkpoints do not have."""
 PLACES = ("data", "out_dir", "resume_from", "dry_run")
 """Options that say where things are, not what is trained."""
 

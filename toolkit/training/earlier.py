@@ -5,7 +5,7 @@ import dataclasses
 from toolkit.config import ResolvedConfig
 from toolkit.networks.architecture import EARLIER as NETWORKS
 
-TRAINING = {"match_weight": 0.0, "g_match_weight": 0.0}
+TRAINING = {"match_weight": 0.0, "g_match_weight": 0.0, "fresh_for_g": False, "pairs": False}
 """What training did before these options existed."""
 
 

@@ -12,6 +12,9 @@ class LossOptions:
 
     loss: Literal["hinge", "nonsaturating", "relativistic"] = "relativistic"
     """Adversarial loss of both networks; 'relativistic' pairs each real image with a generated one."""
+    fresh_for_g: bool = True
+    """Whether G's phase has real images of its own where its loss looks at some: those that D was just trained on are
+    rated too well."""
     lecam: float = 0.0
     """Weight of LeCam regularisation in D's loss, which holds its logits near their running means; 0 = off."""
     feature_matching: float = 0.0

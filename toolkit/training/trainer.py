@@ -13,6 +13,7 @@ from toolkit import draws
 from toolkit.config import ResolvedConfig
 from toolkit.data.dataset import Batch, ShardDataset
 from toolkit.data.feed import Feed
+from toolkit.data.pairs import caption_groups
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.networks import diffaug
@@ -39,7 +40,8 @@ class Trainer:
         self.accelerator, self.shards = accelerator, shards
         self.device = accelerator.device
         self.configure(config)
-        dataset = ShardDataset(shards, config.seed, config.mismatches, config.mismatch_cosine)
+        groups = caption_groups(shards) if config.pairs else None
+        dataset = ShardDataset(shards, config.seed, config.mismatches, config.mismatch_cosine, groups)
         shown = accelerator.is_main_process
         self.feed = Feed(dataset, config.batch, config.workers, self.device, config.max_bad, config.resident, shown)
         frozen_weights, clip_weights, weights = (
@@ -65,6 +67,7 @@ class Trainer:
         self.objective = Objective(config, self.G, self.D, perceptual, guidance)
         if config.compile != "no":
             self.objective.compile(config.compile)
+        self.fresh = int(config.fresh_for_g and self.objective.shows_real)  # batches that G's phase has to itself
         self.captions = CaptionPool(shards, config.seed, self.device) if config.match_weight else None
         self.gate = MatchGate(config.batch, self.device)
         self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)
@@ -74,6 +77,7 @@ class Trainer:
         self.step_number = 0  # optimizer steps of G done
         self.position = 0  # where the next image is read: the whole state of the data pipeline
         self.left_out = 0  # of these: passed over by rollbacks, never seen
+        self.for_g = 0  # of these: read for G's phase, D was not trained on them
         self.attempt = 0  # how often the run went back after diverging
         self.rollbacks = 0  # those that count: each has changed learning rates and penalties
         self.wandb_run_id: str | None = None
@@ -122,30 +126,32 @@ class Trainer:
 
     @property
     def images_seen(self) -> int:
-        """Real images shown to D on the way to the present weights."""
-        return self.position - self.left_out
+        """Real images that D was trained on, on the way to the present weights."""
+        return self.position - self.left_out - self.for_g
 
     def fetch(self) -> None:
         """Load the images of the next step. Only here does a step wait for data, and it may be interrupted."""
-        self.feed.fetch(self.position, self.share, self.parts, self.adaptive.d_steps)
+        self.feed.fetch(self.position, self.share, self.parts, self.adaptive.d_steps + self.fresh)
 
     def step(self) -> Scalars:
-        """D's phase (`d_steps` times, each on fresh images), G's phase with D frozen, averages. Returns scalars."""
+        """D's phase (`d_steps` times) and G's with D frozen, each on fresh images; averages. Returns scalars."""
         self.fetch()
         self.skipped = False
         read, bad = self.feed.read, self.feed.bad
         ready = self.feed.take()
         replaced = (self.feed.bad - bad) / (self.feed.read - read)
         stats = {"bad_samples": torch.full((), replaced, device=self.device)}
-        for k, micro_batches in enumerate(ready):
-            micro_batches = [self._mirrored(batch) for batch in micro_batches] if self.config.mirror else micro_batches
+        for k, loaded in enumerate(ready):
+            micro_batches = self._shown(loaded)
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
+            if k == self.adaptive.d_steps:  # G's own
+                self.for_g += self.config.batch
+                break
             of_d = self._run_phase("D", self.discriminator_loss, micro_batches, noise)
             self.unwrap(self.D).iterate()
             if "grad_norm_d" in of_d:
                 self._adapt(of_d)
                 self._observe_match(of_d, generated=False)
-            self.position += self.config.batch
         # Without no_sync, DDP would expect gradients of D and exchange the next step's first micro-batch for nothing.
         with frozen(self.D), self.accelerator.no_sync(self.D):
             of_g = self._run_phase("G", self.generator_loss, micro_batches, noise)
@@ -159,6 +165,12 @@ class Trainer:
         if self.accelerator.scaler is not None:
             stats["skipped"] = torch.full((), float(self.skipped), device=self.device)
         return stats | of_d | of_g
+
+    def _shown(self, micro_batches: list[Batch]) -> list[Batch]:
+        """The images at `position` as a network sees them; `position` moves behind them."""
+        shown = [self._mirrored(batch) for batch in micro_batches] if self.config.mirror else micro_batches
+        self.position += self.config.batch
+        return shown
 
     def _mirrored(self, batch: Batch) -> Batch:
         """The same, each image flipped left to right or not by (seed, position); `self.position` is the first row's.
