@@ -25,6 +25,7 @@ from toolkit.errors import check
 from toolkit.launching.launch import start_accelerator
 from toolkit.launching.processes import Processes
 from toolkit.networks.models import count_parameters
+from toolkit.training.earlier import TRAINING
 from toolkit.training.trainer import Trainer
 
 TURNS = ("end", "parity", "steps", "silent", "split", "reduce")

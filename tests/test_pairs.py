@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.running import assert_equal_runs, lone_trainer, logged, next_batch, train
+from tests.running import assert_equal_runs, logged, lone_trainer, next_batch, train
 from toolkit import draws
 from toolkit.config import TrainConfig
 from toolkit.data.dataset import ShardDataset
