@@ -84,6 +84,8 @@ class Look(NamedTuple):
     """Whether D will be differentiated by these images: in fp32, for R1 in half precision overflows."""
     features: bool = False
     """Whether the blocks' feature maps are wanted."""
+    heads_penalised: bool = False
+    """Whether R1 of the heads on the frozen backbone is wanted; their part is in fp32 then."""
 
 
 class Verdict(NamedTuple):
@@ -95,6 +97,8 @@ class Verdict(NamedTuple):
     """[N, columns] for the same images with the mismatched captions, if given."""
     features: tuple[Tensor, ...]
     """Feature maps of every block and scale if asked for, else (). Accelerate copies half-precision outputs to fp32."""
+    heads_penalty: Tensor | None = None
+    """[N], 1/2 |d (mean frozen logit) / d (normalised maps)|^2 if asked for."""
 
 
 class Discriminator(nn.Module):
@@ -115,7 +119,7 @@ class Discriminator(nn.Module):
         self.frozen = None
         if config.frozen_backbone:
             backbone = backbone or weightless_backbone(config.frozen_backbone, config.frozen_size)
-            self.frozen = FrozenDiscriminator(backbone, config.cond_dim)
+            self.frozen = FrozenDiscriminator(backbone, config)
         self.norms = SpectralNorms(self)
         self.iterate(FIRST_ITERATIONS)
 
@@ -126,7 +130,7 @@ class Discriminator(nn.Module):
     def forward(self, *looks: Look) -> tuple[Verdict, ...]:
         """A verdict on each look. Those that nothing keeps apart are judged in one pass: half the operations of two."""
         self.norms.normalise()
-        if len(looks) > 1 and not any(look.penalised or look.features for look in looks):
+        if len(looks) > 1 and not any(look.penalised or look.features or look.heads_penalised for look in looks):
             return self._judge_together(looks)
         return tuple(self._judge(look) for look in looks)
 
@@ -141,12 +145,14 @@ class Discriminator(nn.Module):
             with torch.autocast(look.images.device.type, enabled=False):
                 exact = look._replace(images=look.images.to(self.norms.layers[0].weight.dtype))
                 logits, features = self._by_scales(exact, texts, counts)
+        penalty = None
         if self.frozen is not None:
             # R1 and R2 are of the trained columns: fused attention has no second derivative.
-            more, maps = self.frozen(look.images.detach() if look.penalised else look.images, texts)
+            seen = look.images.detach() if look.penalised else look.images
+            more, maps, penalty = self.frozen(seen, texts, counts, look.heads_penalised)
             logits, features = [*logits, *more], [*features, *maps] if look.features else []
         by_caption = torch.stack(logits, dim=2)
-        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], tuple(features))
+        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], tuple(features), penalty)
 
     def _judge_together(self, looks: tuple[Look, ...]) -> tuple[Verdict, ...]:
         second = None

@@ -54,6 +54,8 @@ RATES = ("lr_g", "lr_d", "r1_penalty", "r2_penalty", "grad_clip", "rollback_lr",
 """Who changes one of these has taken the cure of a divergence into his own hands: rollbacks count anew."""
 LATER = ("attempt", "rollbacks", "left_out")
 """Counters that format 1 did not have."""
+EARLIER_HEADS = {"frozen_weight": "even", "frozen_lr": 1.0, "frozen_text_lr": 1.0, "frozen_r1": 0.0}
+"""How heads on a frozen backbone were trained before these options existed."""
 PLACES = ("data", "out_dir", "resume_from", "dry_run")
 """Options that say where things are, not what is trained."""
 
@@ -91,6 +93,7 @@ def _restore(trainer, snapshot: Snapshot) -> list[str]:
     trainer.position = snapshot.state["position"]
     trainer.guided = trainer.config.clip_guidance > 0 or snapshot.generator.guided
     before, now = with_weights(snapshot.state["config"]), dataclasses.asdict(trainer.config)
+    before = (EARLIER_HEADS if now["frozen_backbone"] else {}) | before
     changed = [name for name in now if name in before and before[name] != now[name] and name not in PLACES]
     for name in LATER:
         setattr(trainer, name, snapshot.state.get(name, 0))
@@ -150,7 +153,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for name, tensor in tensors.items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = tensor
-    parameters = optimizer.param_groups[0]["params"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, moments in state.items():
         shapes = {"step": torch.Size(), **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[index].shape)}
         if {key: value.shape for key, value in moments.items()} != shapes:
