@@ -304,7 +304,7 @@ def test_the_backbone_is_in_no_registry_and_moves_with_d(clips):
 def test_without_weights_d_is_counted_and_never_asked(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("downloads"))
     D = Discriminator(ModelConfig(**SMALL, d_scales=0, frozen_backbone="timm/vit_small_patch14_dinov2.lvd142m"))
-    heads = 4 * (384 * 256 + 256 + 256 * 256 * 9 + 256 + 256 + 1 + 24 * 256 + 256 + 256 * 256)
+    heads = 4 * (384 * 64 + 64 + 65 * 64 + 64 + 64 + 1 + 24 * 256 + 256 + 256 * 64)
     assert count_parameters(D) == heads
     with pytest.raises((RuntimeError, NotImplementedError)):
         D(Look(some_images(), texts()))
