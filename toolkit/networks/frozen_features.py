@@ -141,18 +141,20 @@ class FrozenDiscriminator(nn.Module):
         maps = [_normalised(found) for found in self._held[0](images)]
         counts = counts or [len(images)]
         if not penalised:
-            return self._by_heads(maps, texts, counts), maps, None
+            return self.by_heads(maps, texts, counts), maps, None
         # As with R1 of D itself: in fp32, and from within.
         with torch.autocast(images.device.type, enabled=False):
-            maps = [found.detach().to(texts.dtype).requires_grad_() for found in maps]
-            logits = self._by_heads(maps, texts, counts)
-            return logits, maps, _heads_penalty(logits, maps)
+            # Differentiable by a zero that depends on a weight: torch.compile takes no requires_grad_ inside its graph.
+            nothing = 0 * next(self.parameters()).sum()
+            maps = [found.detach().to(texts.dtype) + nothing for found in maps]
+            logits = self.by_heads(maps, texts, counts)
+            return logits, maps, heads_penalty(logits, maps)
 
-    def _by_heads(self, maps: list[Tensor], texts: Tensor, counts: list[int]) -> list[Tensor]:
+    def by_heads(self, maps: list[Tensor], texts: Tensor, counts: list[int]) -> list[Tensor]:
         return [head(found, texts, counts) for head, found in zip(self.heads, maps, strict=True)]
 
 
-def _heads_penalty(logits: list[Tensor], maps: list[Tensor]) -> Tensor:
+def heads_penalty(logits: list[Tensor], maps: list[Tensor]) -> Tensor:
     """1/2 |d (mean of the heads' logits) / d maps|^2 [N], over all maps together; own captions are the first.
 
     R1 (Mescheder et al. 2018, arXiv 1801.04406, eq. 9) in the space of the normalised maps: no second derivative of
