@@ -21,13 +21,14 @@ from toolkit.config import ResolvedConfig, TrainConfig
 from toolkit.errors import UserError
 from toolkit.inference.folding import FoldedGenerator
 from toolkit.inference.sampling import load_generator
-from toolkit.networks.architecture import ModelConfig
+from toolkit.networks.architecture import EARLIER, ModelConfig
 from toolkit.networks.attention import SelfAttention
 from toolkit.networks.cost import count_operations
 from toolkit.networks.losses import gradient_penalty
 from toolkit.networks.models import Discriminator, Generator, Look, count_parameters
 from toolkit.run_folder import checkpoint
 from toolkit.train import main
+from toolkit.training.earlier import TRAINING
 
 EVERYTHING = {
     "g_norm": "rms", "g_modulation": "text+noise", "g_text_blocks": True, "attention": "4,8", "skip_excitation": True,
@@ -169,7 +170,9 @@ def test_a_run_with_everything_resumes_bitwise_and_draws(shard_folder, tmp_path)
     train(shard_folder, halves, iters=4, **EVERYTHING)
     assert_equal_runs(whole, halves, 4, but=("iters",))
     trained = load_generator(whole)
-    assert trained.config == ModelConfig(**{"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, **EVERYTHING})
+    assert trained.config == ModelConfig(
+        **{"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, **EARLIER, **EVERYTHING}
+    )
     images = trained.sample(F.normalize(torch.ones(2, 768), dim=1), [1, 2])
     assert images.shape == (2, 3, 16, 16) and images.float().std() > 1
 
@@ -234,7 +237,7 @@ def test_multiply_adds_in_closed_form():
 
 @pytest.mark.parametrize("options", [{}, {"attention": "8,16", "skip_excitation": True}], ids=["plain", "attention"])
 def test_a_dry_run_shows_weights_and_multiply_adds(capsys, options):
-    config = ResolvedConfig(dry_run=True, **dataclasses.asdict(tiny(resolution=32, base_ch=16, **options)))
+    config = ResolvedConfig(dry_run=True, **TRAINING, **dataclasses.asdict(tiny(resolution=32, base_ch=16, **options)))
     main(config)
     lines = capsys.readouterr().out.splitlines()[-2:]
     z, text, images = inputs(config, n=1)

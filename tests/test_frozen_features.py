@@ -44,7 +44,7 @@ from toolkit.run_folder.checkpoint import NETWORKS, GeneratorFile, Snapshot, loa
 from toolkit.training.trainer import frozen
 
 TINY_CLIP = f"open_clip/{tiny_clip.NAME}"
-SMALL = {"resolution": 16, "base_ch": 4, "cond_dim": 24, "z_dim": 8}
+SMALL = {"resolution": 16, "base_ch": 4, "cond_dim": 24, "z_dim": 8, "match_width": 0}
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_the_backbone_is_in_no_registry_and_moves_with_d(clips):
 def test_without_weights_d_is_counted_and_never_asked(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("downloads"))
     D = Discriminator(ModelConfig(**SMALL, d_scales=0, frozen_backbone="timm/vit_small_patch14_dinov2.lvd142m"))
-    heads = 4 * (384 * 256 + 256 + 256 * 256 * 9 + 256 + 256 + 1 + 24 * 256 + 256 + 256 * 256)
+    heads = 4 * (384 * 64 + 64 + 65 * 64 + 64 + 64 + 1 + 24 * 256 + 256 + 256 * 64)
     assert count_parameters(D) == heads
     with pytest.raises((RuntimeError, NotImplementedError)):
         D(Look(some_images(), texts()))
@@ -456,7 +456,8 @@ def test_training_does_not_start_with_its_backbone_as_a_judge(tmp_path):
 
 def test_one_batch_of_the_trainer_meets_augmented_images(shard_folder, clips, monkeypatch):
     """DiffAugment comes before the features, for both networks."""
-    one = lone_trainer(shard_folder, frozen_backbone=TINY_CLIP, frozen_weights=str(clips[0]), **INSTEAD)
+    how = {"frozen_backbone": TINY_CLIP, "frozen_weights": str(clips[0]), "frozen_r1": 0, **INSTEAD}
+    one = lone_trainer(shard_folder, **how)
     seen = []
     backbone = one.unwrap(one.D).frozen.backbone
     blank = torch.zeros(16, 3, 32, 32)

@@ -12,7 +12,7 @@ PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "compiling", "norms"},
     {"spectral_norm", "weights_file", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
-    {"layers", "attention", "text_tower", "npy", "worker_count", "monitor", "addresses", "tar_index"},
+    {"layers", "matching", "attention", "text_tower", "npy", "worker_count", "monitor", "addresses", "tar_index"},
     {
         "architecture",
         "penalty",
@@ -27,10 +27,11 @@ LEVELS = [  # a file imports from lower levels only, never from its own
         "compute_options",
     },
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
-    {"perceptual", "text_encoder", "frozen_features", "evaluations", "scale_discriminator"},
+    {"earlier", "perceptual", "text_encoder", "frozen_features", "evaluations", "scale_discriminator"},
     {"models", "clip_guidance"},
     {"shard_format", "folding", "cost"},
     {"shard_reader", "checkpoint", "fetching", "shard_cache"},
+    {"pairs", "match_gate"},
     {"dataset", "remote_shards", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},
     {"feature_cache", "sampling", "resident", "panels"},
     {"prompts", "feed", "objective"},

@@ -14,7 +14,7 @@ from toolkit.errors import UserError
 from toolkit.networks.losses import blind_match_loss, match_loss
 from toolkit.networks.matching import MatchingHead, readable
 from toolkit.networks.models import Discriminator, Generator, Look
-from toolkit.training.matching import HALF_LIFE, RANGE, CaptionPool, MatchGate, held_out
+from toolkit.training.match_gate import HALF_LIFE, RANGE, CaptionPool, MatchGate, held_out
 
 ON = {"match_weight": 0.5, "g_match_weight": 0.5, "match_width": 8, "mismatch_weight": 0.25}
 

@@ -22,7 +22,8 @@ from toolkit.errors import UserError
 from toolkit.networks.models import Discriminator, Generator, count_parameters
 from toolkit.training.trainer import Trainer, frozen
 
-TINY = {"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0}
+TINY = {"resolution": 16, "base_ch": 4, "z_dim": 8, "d_scales": 2, "batch": 8, "workers": 0, "match_captions": 5}
+UNMATCHED = {"match_weight": 0.0, "g_match_weight": 0.0}
 EVERYTHING = {
     "r2_penalty": 1.0, "lecam": 0.1, "feature_matching": 1.0, "loss": "relativistic", "g_norm": "group",
     "adaptive_augment": True, "diffaug": "color,translation,cutout,flip",
@@ -100,7 +101,7 @@ def test_what_does_not_depend_on_the_batch_is_counted_in_closed_form():
 
 def test_half_precision_saves_half_but_for_the_pass_that_r1_differentiates():
     """Without R1 all maps shrink to half; with it D's pass over real images stays fp32."""
-    config = {"resolution": 32, "base_ch": 16, "d_scales": 1, "r2_penalty": 0}
+    config = {"resolution": 32, "base_ch": 16, "d_scales": 1, "r2_penalty": 0, "match_width": 0, **UNMATCHED}
     plain, lean = (estimate(ResolvedConfig(**config, r1_penalty=0), 1, p).d_phase[1] for p in ("no", "fp16"))
     full, mixed, other = (estimate(ResolvedConfig(**config), 1, p).d_phase[1] for p in ("no", "fp16", "bf16"))
     assert 0.5 < lean / plain < 0.65

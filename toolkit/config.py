@@ -155,6 +155,13 @@ class ResolvedConfig(TrainConfig):
         return share * self.r1_penalty, share * self.r2_penalty
 
     @property
+    def column_split(self) -> tuple[int, float] | None:
+        """How many of D's columns are its own, and the weight of the frozen ones; None: each counts alike."""
+        if not self.frozen_backbone or self.d_scales == 0 or self.frozen_weight == "even":
+            return None
+        return self.d_scales, self.frozen_weight
+
+    @property
     def total_steps(self) -> int:
         if self.kimg is None:
             return self.iters
@@ -174,7 +181,7 @@ class ResolvedConfig(TrainConfig):
             )
         if self.pairs and share // parts % 2:
             raise UserError(
-                f"pairs with {share // parts} images at once: both of a pair must be in one micro-batch; choose an even "
-                "number (--batch, --batch_gpu)"
+                f"pairs with {share // parts} images at once: both of a pair must be in one micro-batch; choose an "
+                "even number (--batch, --batch_gpu)"
             )
         return share, parts

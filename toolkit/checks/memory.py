@@ -164,12 +164,14 @@ class _Rehearsal:
     def d_loss(self, images: int) -> Tensor:
         config, text = self.config, self._text(images)
         both = torch.zeros(2 * images, 3, config.resolution, config.resolution).chunk(2)  # augmented together
+        heads = config.frozen_backbone and config.frozen_r1
         looks = [
             Look(
                 images,
                 text,
                 second,
                 penalised=weight > 0,
+                heads_penalised=bool(heads),
                 caption=text,
                 others=self._others() if second is not None else None,
             )
@@ -178,14 +180,17 @@ class _Rehearsal:
         for look in looks:
             look.images.requires_grad_(look.penalised)
         with self.autocast():
-            real, fake = (verdict.logits.float() for verdict in self.D(*looks))
+            verdicts = self.D(*looks)
+        real, fake = (verdict.logits.float() for verdict in verdicts)
         pairs = [
             (found[:, : config.d_scales], look.images)
             for found, look in zip((real, fake), looks, strict=True)
             if look.penalised
         ]
         penalty = sum((losses.gradient_penalty(*pair).mean() for pair in pairs), torch.zeros(()))
-        return losses.discriminator_loss(real, fake, config.loss).mean() + penalty
+        for verdict in verdicts:
+            penalty = penalty if verdict.heads_penalty is None else penalty + verdict.heads_penalty.mean()
+        return losses.discriminator_loss(real, fake, config.loss, config.column_split).mean() + penalty
 
     def g_loss(self, images: int) -> Tensor:
         config, text = self.config, self._text(images)

@@ -10,6 +10,8 @@ from toolkit.errors import UserError, check, named_in
 EARLIER = {"g_modulation": "text", "minibatch_std": False, "g_text_norm": False, "match_width": 0,
            "std_group": 4}  # fmt: skip
 """What networks were before these options existed: a file that does not name them is as old as that."""
+EARLIER_HEADS = {"frozen_width": 256, "frozen_kernel": 3, "frozen_std": False}
+"""The same of the heads on a frozen backbone, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ class ModelConfig:
     frozen_size: int = 0
     """Pixels at which a timm backbone sees the images, at least 32; 0 = its own size, at most 224. The time falls
     with the square: small images gain little from being enlarged sevenfold."""
+    frozen_width: int = 64
+    """Channels inside each head on the backbone's features."""
+    frozen_kernel: Literal[1, 3] = 1
+    """Side of the second convolution of each head."""
+    frozen_std: bool = True
+    """Whether each head sees how much consecutive images differ, as D does with minibatch_std."""
 
     def __post_init__(self) -> None:
         self.validate()
@@ -119,6 +127,8 @@ class ModelConfig:
         check(size == 0 or 32 <= size <= 1024, "frozen_size", size, "0 or from 32 to 1024")
         if size and name.startswith("open_clip/"):
             raise UserError(f"frozen_size {size} with {name}: open_clip's networks take their own size; leave it out")
+        check(1 <= self.frozen_width <= 1024, "frozen_width", self.frozen_width, "from 1 to 1024")
+        check(self.frozen_kernel in (1, 3), "frozen_kernel", self.frozen_kernel, "1 or 3")
         if "inception_v3" in name:
             raise UserError(
                 f"frozen_backbone {name}: a G trained against Inception's features has a low FID whatever it draws, "
@@ -128,3 +138,9 @@ class ModelConfig:
     def architecture(self) -> "ModelConfig":
         """The network part alone, of a larger config too."""
         return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})
+
+
+def as_made(options: dict) -> dict:
+    """Recorded options of an architecture, with those that did not exist then as what the networks were."""
+    heads = EARLIER_HEADS if options.get("frozen_backbone") else {}
+    return {**EARLIER, **heads, **options}

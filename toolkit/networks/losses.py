@@ -4,8 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Split = tuple[int, float]
+"""How many of the columns are D's own, and the weight of the mean of the others."""
 
-def discriminator_loss(real: Tensor, fake: Tensor, loss: str) -> Tensor:
+
+def over_columns(terms: Tensor, split: Split | None) -> Tensor:
+    """[N, S] -> [N]: the mean; with `split` (own, w): (1 - w) mean of D's own columns + w mean of the frozen ones."""
+    if split is None:
+        return terms.mean(dim=1)
+    own, weight = split
+    return (1 - weight) * terms[:, :own].mean(dim=1) + weight * terms[:, own:].mean(dim=1)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, loss: str, split: Split | None = None) -> Tensor:
     """D on real images and generated ones, logits [N, S] each -> [N].
 
     hinge: max(0, 1 - D(x)) + max(0, 1 + D(G(z)))                           Lim & Ye 2017, arXiv 1705.02894
@@ -14,26 +25,26 @@ def discriminator_loss(real: Tensor, fake: Tensor, loss: str) -> Tensor:
                                     Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2025, arXiv 2501.05441
     """
     if loss == "hinge":
-        return (F.relu(1 - real) + F.relu(1 + fake)).mean(dim=1)
+        return over_columns(F.relu(1 - real) + F.relu(1 + fake), split)
     if loss == "nonsaturating":
-        return (F.softplus(-real) + F.softplus(fake)).mean(dim=1)
-    return F.softplus(fake - real).mean(dim=1)
+        return over_columns(F.softplus(-real) + F.softplus(fake), split)
+    return over_columns(F.softplus(fake - real), split)
 
 
-def generator_loss(fake: Tensor, real: Tensor | None, loss: str) -> Tensor:
+def generator_loss(fake: Tensor, real: Tensor | None, loss: str, split: Split | None = None) -> Tensor:
     """G on its own images, logits [N, S] -> [N]; `real` for the relativistic loss only.
 
     hinge: -D(G(z)); nonsaturating: softplus(-D(G(z))); relativistic: softplus(-(D(G(z)) - D(x))).
     """
     if loss == "hinge":
-        return -fake.mean(dim=1)
+        return -over_columns(fake, split)
     if loss == "nonsaturating":
-        return F.softplus(-fake).mean(dim=1)
+        return over_columns(F.softplus(-fake), split)
     assert real is not None
-    return F.softplus(real - fake).mean(dim=1)
+    return over_columns(F.softplus(real - fake), split)
 
 
-def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:
+def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str, split: Split | None = None) -> Tensor:
     """The same real image must fit its own caption better than another one, [N, S] each -> [N].
 
     Hinge: max(0, 1 - (D(x, c) - D(x, c'))); the others: softplus(-(D(x, c) - D(x, c'))). The matching-aware
@@ -42,7 +53,7 @@ def mismatch_loss(matched: Tensor, mismatched: Tensor, loss: str) -> Tensor:
     The difference leaves the level of the logits to real and fake.
     """
     margin = matched - mismatched
-    return (F.relu(1 - margin) if loss == "hinge" else F.softplus(-margin)).mean(dim=1)
+    return over_columns(F.relu(1 - margin) if loss == "hinge" else F.softplus(-margin), split)
 
 
 def match_loss(scores: Tensor, taken: Tensor) -> Tensor:

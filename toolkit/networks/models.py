@@ -105,6 +105,8 @@ class Look(NamedTuple):
     """[N, cond_dim], unit length: the captions without noise, if they are to be found among `others`."""
     others: Tensor | None = None
     """[K, cond_dim], unit length: captions among which each image's own is to be found; the same for all looks."""
+    heads_penalised: bool = False
+    """Whether R1 of the heads on the frozen backbone is wanted; their part is in fp32 then."""
 
 
 class Verdict(NamedTuple):
@@ -118,6 +120,8 @@ class Verdict(NamedTuple):
     """Feature maps of every block and scale if asked for, else (). Accelerate copies half-precision outputs to fp32."""
     match: Tensor | None = None
     """[N, 1 + K]: how well each image fits its own caption and each of `others`, if given."""
+    heads_penalty: Tensor | None = None
+    """[N], 1/2 |d (mean frozen logit) / d (normalised maps)|^2 if asked for."""
 
 
 class Discriminator(nn.Module):
@@ -138,10 +142,10 @@ class Discriminator(nn.Module):
         self.frozen = None
         if config.frozen_backbone:
             backbone = backbone or weightless_backbone(config.frozen_backbone, config.frozen_size)
-            self.frozen = FrozenDiscriminator(backbone, config.cond_dim)
+            self.frozen = FrozenDiscriminator(backbone, config)
         self.match = None
         if config.match_width:
-            channels = backbone.channels if backbone else self.scales[0].widths[-MATCH_DEPTHS:]
+            channels = backbone.channels if backbone else self._full_size.widths[-MATCH_DEPTHS:]
             self.match = MatchingHead(sum(channels), config.cond_dim, config.match_width)
         self.norms = SpectralNorms(self)
         self.iterate(FIRST_ITERATIONS)
@@ -153,7 +157,7 @@ class Discriminator(nn.Module):
     def forward(self, *looks: Look) -> tuple[Verdict, ...]:
         """A verdict on each look. Those that nothing keeps apart are judged in one pass: half the operations of two."""
         self.norms.normalise()
-        if len(looks) > 1 and not any(look.penalised or look.features for look in looks):
+        if len(looks) > 1 and not any(look.penalised or look.features or look.heads_penalised for look in looks):
             return self._judge_together(looks)
         return tuple(self._judge(look) for look in looks)
 
@@ -169,24 +173,30 @@ class Discriminator(nn.Module):
                 exact = look._replace(images=look.images.to(self.norms.layers[0].weight.dtype))
                 logits, maps = self._by_scales(exact, texts, counts)
         frozen_maps: list[Tensor] = []
+        penalty = match = None
         if self.frozen is not None:
             # R1 and R2 are of the trained columns: fused attention has no second derivative.
-            more, frozen_maps = self.frozen(look.images.detach() if look.penalised else look.images, texts)
+            seen = look.images.detach() if look.penalised else look.images
+            more, frozen_maps, penalty = self.frozen(seen, texts, counts, look.heads_penalised)
             logits = [*logits, *more]
-        match = None
         if self.match is not None and look.caption is not None and look.others is not None:
             match = self.match(self._readable(maps, frozen_maps), look.caption, look.others)
         by_caption, features = torch.stack(logits, dim=2), (*maps, *frozen_maps) if look.features else ()
-        return Verdict(by_caption[0], None if look.mismatched is None else by_caption[1], features, match)
+        others = None if look.mismatched is None else by_caption[1]
+        return Verdict(by_caption[0], others, features, match, penalty)
 
     def _readable(self, maps: list[Tensor], frozen_maps: list[Tensor]) -> Tensor:
         """What the matching head sees of images: the frozen features where there are some, else D's last three maps
         at full size."""
         if frozen_maps:
             return readable([found.mean(dim=(2, 3)) for found in frozen_maps])
-        full = self.scales[0]
-        assert isinstance(full, ScaleDiscriminator)
-        return readable([pooled(found) for found in maps[: len(full.blocks)][-MATCH_DEPTHS:]])
+        return readable([pooled(found) for found in maps[: len(self._full_size.blocks)][-MATCH_DEPTHS:]])
+
+    @property
+    def _full_size(self) -> ScaleDiscriminator:
+        first = self.scales[0]
+        assert isinstance(first, ScaleDiscriminator)
+        return first
 
     def _judge_together(self, looks: tuple[Look, ...]) -> tuple[Verdict, ...]:
         second = None

@@ -26,7 +26,7 @@ from torch import Tensor
 from toolkit.durable import file_sha256, flush_to_disk
 from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import Diverged, NotSaved, UserError
-from toolkit.networks.architecture import EARLIER, ModelConfig
+from toolkit.networks.architecture import ModelConfig, as_made
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)
@@ -156,7 +156,7 @@ def load_generator_file(path: Path) -> GeneratorFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         identity = EncoderIdentity.from_json(about["encoder"])
         average, guided = str(about.get("average", MAIN_AVERAGE)), bool(about.get("guided"))
-        config = ModelConfig(**{**EARLIER, **about["config"]})
+        config = ModelConfig(**as_made(about["config"]))
         return GeneratorFile(tensors, config, identity, int(about["step"]), guided, average)
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no generator of this toolkit ({error!r})") from None

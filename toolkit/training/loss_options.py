@@ -28,11 +28,19 @@ class LossOptions:
     captions; 0 = off."""
     clip_guidance_weights: str | None = None
     """Local copy of that CLIP's weights; by default open_clip downloads them."""
+    frozen_weight: float | Literal["even"] = 0.5
+    """Weight of the mean over the frozen backbone's heads in all losses of logits, against the mean over d_scales of
+    D's own; 'even' counts each head as much as each scale. Without own scales the heads are all."""
+    frozen_r1: float = 10.0
+    """Weight of R1 of these heads with respect to the normalised features that they see, on real and on generated
+    images. Every r1_interval steps, and not multiplied by as much; 0 = off."""
     frozen_weights: str | None = None
     """Local file of frozen_backbone (timm's or open_clip's .safetensors or .pth); by default its library downloads
     it."""
 
     def validate(self) -> None:
         """Raises UserError for a value out of range."""
-        for name in ("lecam", "feature_matching", "perceptual", "clip_guidance"):
+        weight = self.frozen_weight
+        check(weight == "even" or 0 < weight < 1, "frozen_weight", weight, "above 0 and below 1, or 'even'")
+        for name in ("lecam", "feature_matching", "perceptual", "clip_guidance", "frozen_r1"):
             check(0 <= getattr(self, name) < 1e9, name, getattr(self, name), "a finite number of at least 0")

@@ -57,6 +57,7 @@ class Objective:
         self.config, self.G, self.D, self.perceptual, self.guidance = config, G, D, perceptual, guidance
         self.shows_real = config.feature_matching > 0 or config.loss == "relativistic"
         """Whether G's phase looks at real images too."""
+        self.split = config.column_split
         self.shown: Callable[[Inputs], tuple[Tensor, Tensor]] = self._shown
         self.judged: Callable[..., tuple[Tensor, Scalars]] = self._judged
         self.generator: Callable[[Inputs], tuple[Tensor, Scalars]] = self._generator
@@ -69,16 +70,17 @@ class Objective:
         self.generator = compiling.Compiled(self._generator, mode, backend, first=True, loss=True)
 
     def discriminator(
-        self, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
+        self, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None, heads_scale: float = 0.0
     ) -> tuple[Tensor, Scalars]:
         """Adversarial and mismatched-caption terms on augmented images, and the penalties in the same graph.
 
-        `r1_scale` and `r2_scale` are what R1 and R2 are multiplied by, 0 for none; `anchors` [2] are LeCam's.
+        `r1_scale` and `r2_scale` are what R1 and R2 are multiplied by, `heads_scale` what R1 of the frozen heads is, 0
+        for none; `anchors` [2] are LeCam's.
         """
         real, fake = self.shown(inputs)
         real.requires_grad_(r1_scale > 0)
         fake.requires_grad_(r2_scale > 0)
-        return self.judged(real, fake, inputs, r1_scale, r2_scale, anchors)
+        return self.judged(real, fake, inputs, r1_scale, r2_scale, anchors, heads_scale)
 
     @torch.no_grad()
     def _shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -90,16 +92,31 @@ class Objective:
         return real, fake
 
     def _judged(
-        self, real: Tensor, fake: Tensor, inputs: Inputs, r1_scale: float, r2_scale: float, anchors: Tensor | None
+        self,
+        real: Tensor,
+        fake: Tensor,
+        inputs: Inputs,
+        r1_scale: float,
+        r2_scale: float,
+        anchors: Tensor | None,
+        heads_scale: float,
     ) -> tuple[Tensor, Scalars]:
         """D's loss on these images."""
         config = self.config
         on_real, on_fake = self.D(
-            Look(real, inputs.text, inputs.mismatched, r1_scale > 0, caption=inputs.caption, others=inputs.others),
-            Look(fake, inputs.text, penalised=r2_scale > 0),
+            Look(
+                real,
+                inputs.text,
+                inputs.mismatched,
+                r1_scale > 0,
+                caption=inputs.caption,
+                others=inputs.others,
+                heads_penalised=heads_scale > 0,
+            ),
+            Look(fake, inputs.text, penalised=r2_scale > 0, heads_penalised=heads_scale > 0),
         )
-        adversarial = losses.discriminator_loss(on_real.logits, on_fake.logits, config.loss)
-        mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss) * inputs.differs
+        adversarial = losses.discriminator_loss(on_real.logits, on_fake.logits, config.loss, self.split)
+        mismatch = losses.mismatch_loss(on_real.logits, on_real.mismatched, config.loss, self.split) * inputs.differs
         loss = (adversarial + config.mismatch_weight * mismatch).mean()
         stats = _statistics(adversarial, mismatch, on_real, on_fake, config.loss)
         if on_real.match is not None:
@@ -112,6 +129,9 @@ class Objective:
         if r2_scale:
             stats["r2"] = losses.gradient_penalty(self.trained(on_fake.logits), fake).mean()
             loss = loss + r2_scale * stats["r2"]
+        if heads_scale:
+            stats["frozen_r1"] = (on_real.heads_penalty + on_fake.heads_penalty).mean()
+            loss = loss + heads_scale * stats["frozen_r1"]
         if anchors is not None:
             stats["lecam"] = losses.lecam_penalty(on_real.logits, on_fake.logits, tuple(anchors)).mean()
             loss = loss + config.lecam * stats["lecam"]
@@ -133,10 +153,10 @@ class Objective:
             with torch.no_grad():
                 real = self.augment(to_float(inputs.images), inputs.for_real)
                 (on_real,) = self.D(Look(real, inputs.text, features=matching))
-        loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss).mean()
+        loss = losses.generator_loss(on_fake.logits, on_real and on_real.logits, config.loss, self.split).mean()
         stats = {"loss_g": loss}
         if mismatched is not None:
-            margins = losses.mismatch_loss(on_fake.logits, on_fake.mismatched, config.loss) * inputs.differs
+            margins = losses.mismatch_loss(on_fake.logits, on_fake.mismatched, config.loss, self.split) * inputs.differs
             stats["loss_g_mismatch"] = margins.mean()
             loss = loss + config.g_mismatch_weight * stats["loss_g_mismatch"]
         if on_fake.match is not None:

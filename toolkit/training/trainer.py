@@ -1,9 +1,10 @@
 """The training step: D's phase, G's phase, averages. What surrounds it (logs, samples, checkpoints) is in run.py."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -26,8 +27,9 @@ from toolkit.run_folder import checkpoint
 from toolkit.run_folder.snapshot import restore_snapshot
 from toolkit.training import conditioning
 from toolkit.training.adaptive import Adaptive
-from toolkit.training.matching import CaptionPool, MatchGate, held_out
+from toolkit.training.match_gate import CaptionPool, MatchGate, held_out
 from toolkit.training.objective import Inputs, Objective, Scalars
+from toolkit.training.optimizer_options import OptimizerOptions
 from toolkit.training.phase import Phase
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -105,7 +107,7 @@ class Trainer:
         """Learning rates as the rollbacks so far have changed them."""
         for name, lr in (("G", self.config.lr_g), ("D", self.config.lr_d)):
             for group in self.phases[name].optimizer.param_groups:
-                group["lr"] = lr * self.config.rollback_lr**self.rollbacks
+                group["lr"] = lr * group["factor"] * self.config.rollback_lr**self.rollbacks
 
     def penalty_scale(self) -> float:
         """What R1 and R2 are multiplied by: the adaptive scale, and what rollbacks added."""
@@ -114,7 +116,7 @@ class Trainer:
     def settings(self) -> dict[str, float]:
         """What may change during a run, for its log."""
         adaptive, scaler = self.adaptive, self.accelerator.scaler
-        lr_g, lr_d = (self.phases[name].optimizer.param_groups[0]["lr"] for name in "GD")
+        lr_g, lr_d = (lr * self.config.rollback_lr**self.rollbacks for lr in (self.config.lr_g, self.config.lr_d))
         found = {"lr_g": lr_g, "lr_d": lr_d, "d_steps": adaptive.d_steps, "augment_p": adaptive.augment_p,
                  "r1_scale": self.penalty_scale(), "ema_decay": self.ema.decay()}  # fmt: skip
         if self.config.r1_end != 1:
@@ -204,7 +206,8 @@ class Trainer:
         anchors = self.adaptive.anchors.to(self.device) if config.lecam else None
         inputs = self.inputs(batch, noise, "D", "augment fake", shows_real=True)
         r1, r2 = config.penalties(self.images_seen) if scale else (0.0, 0.0)
-        return self.objective.discriminator(inputs, scale * r1, scale * r2, anchors)
+        heads = self.penalty_scale() * config.frozen_r1 if scale and config.frozen_backbone else 0.0
+        return self.objective.discriminator(inputs, scale * r1, scale * r2, anchors, heads)
 
     def generator_loss(self, batch: Batch, noise: draws.StepDraws) -> tuple[Tensor, Scalars]:
         """G's objective on one micro-batch."""
@@ -312,8 +315,26 @@ class Trainer:
 
     def _phase(self, network: nn.Module, lr: float) -> Phase:
         config = self.config
-        optimizer = torch.optim.Adam(network.parameters(), lr, betas=(config.beta1, config.beta2), fused=True)
+        groups = parameter_groups(self.unwrap(network), lr, config)
+        optimizer = torch.optim.Adam(groups, lr, betas=(config.beta1, config.beta2), fused=True)
         return Phase(self.accelerator, network, optimizer, config.grad_clip, self.broken)
+
+
+def parameter_groups(network: nn.Module, lr: float, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Parameters in the network's order, a new group wherever the factor of the learning rate changes.
+
+    Checkpoints number Adam's moments in the order of the groups: so it is the network's, whatever the factors.
+    """
+
+    def factor(named: tuple[str, nn.Parameter]) -> float:
+        if not named[0].startswith("frozen.heads."):
+            return 1.0
+        return options.frozen_text_lr if ".text." in named[0] else options.frozen_lr
+
+    return [
+        {"params": [parameter for _, parameter in members], "lr": lr * of_group, "factor": of_group}
+        for of_group, members in itertools.groupby(network.named_parameters(), factor)
+    ]
 
 
 def _synchronised(G: Generator, config: ResolvedConfig, accelerator: Accelerator) -> nn.Module:
