@@ -23,7 +23,7 @@ class Mortal:
 
     def _counted(self, operation):
         def counted(path, *arguments, **options):
-            if not (operation.__name__ == "open" and arguments[:1] != ("wb",)):
+            if operation.__name__ != "open" or arguments[:1] in (("wb",), ("xb",), ("ab",)):
                 self.count += 1
                 if self.count > self.last:
                     raise Killed

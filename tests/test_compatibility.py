@@ -38,7 +38,8 @@ OTHER = {
     "resolution": 32, "base_ch": 8, "z_dim": 9, "cond_dim": 512, "d_scales": 1, "g_norm": "batch",
     "g_modulation": "text+noise", "g_text_blocks": True, "attention": "8", "skip_excitation": True,
     "minibatch_std": True, "std_group": 2, "g_text_norm": True, "match_width": 16,
-    "frozen_width": 32, "frozen_kernel": 3, "frozen_std": False, "residual_scale": 0.5, "d_projections": 2, "d_base_ch": 2,
+    "frozen_width": 32, "frozen_kernel": 3, "frozen_std": False,
+    "residual_scale": 0.5, "d_projections": 2, "d_base_ch": 2,
     "frozen_backbone": "timm/test_vit", "frozen_size": 64,
 }  # fmt: skip
 
