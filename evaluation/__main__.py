@@ -1,10 +1,9 @@
 """Command: several scores at once, of one source or of several checkpoints in a row."""
 
-import json
 import sys
 from pathlib import Path
 
-from evaluation.options import EvaluationOptions
+from evaluation.options import EvaluationOptions, listed
 from evaluation.run_scores.report_files import as_json, write_report
 from evaluation.scoring.pipeline import evaluate
 from toolkit.command_line import run
@@ -38,15 +37,6 @@ def _line(path: str, report: dict) -> str:
     shown = ("nothing" if value is None else f"{value:.4g}" for value in report["scores"].values())
     scores = ", ".join(f"{name} {value}" for name, value in zip(report["scores"], shown, strict=True))
     return f"{path}: {scores}"
-
-
-def listed(arguments: list[str]) -> list[str]:
-    """`--fake A B` -> `--fake ["A", "B"]`, the form in which a list is parsed."""
-    if "--fake" not in arguments:
-        return arguments
-    first = arguments.index("--fake") + 1
-    last = next((i for i in range(first, len(arguments)) if arguments[i].startswith("--")), len(arguments))
-    return [*arguments[:first], json.dumps(arguments[first:last]), *arguments[last:]]
 
 
 if __name__ == "__main__":

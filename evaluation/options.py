@@ -1,5 +1,6 @@
 """Options shared by the commands that score: where images come from, what is measured, by which networks."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,3 +124,12 @@ class EvaluationOptions(MeasureOptions, ReferenceOptions, FakesOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(bool(self.fake) and all(self.fake), "fake", self.fake, "one or more paths or addresses")
+
+
+def listed(arguments: list[str]) -> list[str]:
+    """`--fake A B` -> `--fake ["A", "B"]`, the form in which a list is parsed."""
+    if "--fake" not in arguments:
+        return arguments
+    first = arguments.index("--fake") + 1
+    last = next((i for i in range(first, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    return [*arguments[:first], json.dumps(arguments[first:last]), *arguments[last:]]
