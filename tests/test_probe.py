@@ -23,7 +23,7 @@ REALS = flat([0, 60, 120])  # distances 60, 60, 120: mean 80
 
 
 def test_equal_images_have_distance_zero():
-    assert probe(flat([[7, 7], [7, 7], [7, 7]]), REALS) == Probe(0.0, 0.0)
+    assert probe(flat([[7, 7], [7, 7], [7, 7]]), REALS) == Probe(0.0, 0.0, 0.0)
 
 
 def test_grey_levels_have_the_distances_of_their_numbers():
@@ -36,8 +36,8 @@ def test_grey_levels_have_the_distances_of_their_numbers():
 
 
 def test_noise_alone_and_text_alone_are_told_apart():
-    assert probe(flat([[0, 80], [0, 80], [0, 80]]), REALS) == Probe(pytest.approx(1.0), 0.0)
-    assert probe(flat([[0, 0], [60, 60], [120, 120]]), REALS) == Probe(0.0, pytest.approx(1.0))
+    assert probe(flat([[0, 80], [0, 80], [0, 80]]), REALS) == Probe(pytest.approx(1.0), 0.0, 0.0)
+    assert probe(flat([[0, 0], [60, 60], [120, 120]]), REALS) == Probe(0.0, pytest.approx(1.0), 0.0)
 
 
 def test_real_images_as_samples_score_one():
@@ -72,7 +72,19 @@ def test_the_order_of_prompts_and_noise_does_not_matter():
 def test_what_cannot_be_told_is_none():
     assert probe(noise(3, 1, 3, 32, 32), REALS).diversity is None
     assert probe(flat([[0], [60], [120]]), REALS).text_sensitivity == pytest.approx(1)
-    assert probe(noise(1, 4, 3, 32, 32), REALS[:1]) == Probe(None, None)
-    assert probe(noise(3, 2, 3, 32, 32), flat([9, 9, 9])) == Probe(None, None)
+    for one in (probe(noise(1, 4, 3, 32, 32), REALS[:1]), probe(noise(3, 2, 3, 32, 32), flat([9, 9, 9]))):
+        assert one[:2] == (None, None) and abs(one.same_layout) < 0.1  # needs no unit
     with pytest.raises(ValueError, match=r"\[2, 3, 32, 32\]"):
         probe(noise(3, 2, 3, 32, 32), REALS[:2])
+
+
+def test_one_layout_a_prompt_whatever_its_colours():
+    """Prompt by prompt: the same pattern brighter and in red alone, and two patterns that share nothing."""
+    pattern = noise(3, 16, 16) // 2
+    twins = torch.stack([pattern, pattern + 60])
+    others = noise(2, 3, 16, 16, seed=1)
+    images = torch.stack([twins, others])
+    of_others = probe(others[None], others[:1]).same_layout
+    assert abs(of_others) < 0.2
+    assert probe(images, noise(2, 3, 16, 16)).same_layout == pytest.approx((1 + of_others) / 2, abs=1e-9)
+    assert probe(images[:, :1], noise(2, 3, 16, 16)).same_layout is None

@@ -15,6 +15,7 @@ HEALTHY = {
     "loss_d": 1.2, "loss_g": 0.4, "loss_d_max": 2.1, "loss_g_max": 1.0, "loss_mismatch": 0.3, "logit_real": 0.6,
     "logit_fake": -0.5, "logit_mismatched": -0.8, "grad_norm_d": 8.0, "grad_norm_g": 4.0, "r1": 0.02, "d_steps": 1,
     "augment_p": 1.0, "r1_scale": 1.0, "real_sign": 0.5, "fake_sign": -0.4, "diversity": 0.4, "text_sensitivity": 0.8,
+    "same_layout": 0.2,
     "loss_scale": 65536.0, "skipped": 0.0, "score": 31.0,
 }  # fmt: skip
 HEALTHY_OF = {
@@ -92,7 +93,19 @@ STATES = [  # (values on top of a healthy run, options, loss, findings of 8 such
     ({"diversity": 0.03}, {"on_collapse": "stop"}, "hinge", {("collapse", "action", "stop")}),
     ({"text_sensitivity": 0.05}, {}, "hinge", {("text_ignored", "warning", "")}),
     ({"real_sign": 0.95}, {}, "hinge", {("d_overfits", "note", "")}),
-    ({"real_sign": 1.0}, {}, "relativistic", set()),
+    ({"real_sign": 0.75}, {}, "relativistic", set()),
+    ({"real_sign": 0.92, "loss_d": 0.21}, {}, "relativistic", {("d_overfits", "note", "")}),
+    ({"loss_mismatch": 0.70}, {}, "relativistic", {("caption_unread", "warning", "")}),  # after 12,800 dishes
+    ({"loss_mismatch": 0.66}, {}, "relativistic", set()),  # after 51,200: a reader names 0.59 of them
+    ({"loss_mismatch": 1.01}, {}, "hinge", {("caption_unread", "warning", "")}),
+    ({"loss_mismatch": 0.70, "text_share": 0.5}, {}, "relativistic", set()),
+    ({"loss_mismatch": 0.70, "loss_match": 1.84, "match_blind": 2.30}, {}, "relativistic", set()),
+    ({"loss_match": 2.29, "match_blind": 2.30}, {}, "relativistic", {("caption_unread", "warning", "")}),
+    ({"loss_mismatch": 0.0}, {}, "relativistic", set()),  # mismatch_weight 0: there is none
+    ({"same_layout": 0.54}, {}, "relativistic", {("one_layout", "note", "")}),
+    ({"same_layout": 0.87}, {}, "relativistic", {("one_layout", "warning", "")}),
+    ({"same_layout": 0.12}, {}, "relativistic", set()),
+    ({"grad_norm_g": 0.0}, {}, "hinge", {("gradient_gone", "warning", "")}),
     ({"loss_d": 0.7}, {}, "hinge", {("loss_range", "note", "")}),
     ({"loss_g": 2.2}, {}, "hinge", {("loss_range", "note", "")}),
     ({"loss_d": 4.8, "loss_g": 4.9, "logit_real": 0.1, "logit_fake": -4.8}, {}, "hinge",  # D errs: it is not winning
@@ -124,7 +137,17 @@ def test_a_spike_of_the_relativistic_loss_stands_out_from_its_own_level():
 
 
 def test_the_states_above_cover_every_rule():
-    assert {name for *_, expected in STATES for name, _, _ in expected} == {*RULES, "diverged"}
+    covered = {name for *_, expected in STATES for name, _, _ in expected}
+    assert covered | {"gradient_grows"} == {*RULES, "diverged"}
+
+
+def test_a_norm_that_doubles_again_and_again_is_told_where_no_line_jumps():
+    """Doubled every 1,000 steps: each line is 1.04 times the last one. Noise of the same size is no growth."""
+    draw, watch = random.Random(0), monitor()
+    growing = [line | {"grad_norm_d": 8.0 * 2 ** (i / 20)} for i, line in enumerate(lines(100))]
+    assert {one[1:3] for one in told(watch, growing)} == {("gradient_grows", "note")}
+    steady = [line | {"grad_norm_d": 8.0 * 2 ** draw.uniform(-1.4, 1.4)} for line in lines(200)]
+    assert told(monitor(), steady) == []
 
 
 def test_the_blind_losses_are_those_of_equal_logits():

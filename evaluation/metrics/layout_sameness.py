@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Of red, green and blue (ITU-R BT.601)."""
+from toolkit.run_folder.probe import LUMINANCE
 
 
 def layout_sameness(images: Tensor, captions: list[str]) -> float | None:

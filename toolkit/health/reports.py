@@ -92,12 +92,12 @@ class Reports:
         return max(asked, key=lambda pair: ACTIONS.index(pair[0]), default=("", ""))
 
     def samples(self) -> list[float]:
-        """Draw the grid of fixed prompts. Returns [diversity, text sensitivity], NaN where unknown.
+        """Draw the grid of fixed prompts. Returns [diversity, text sensitivity, same layout], NaN where unknown.
 
         A full disk costs an image, not the run.
         """
         if not self.main:
-            return [math.nan, math.nan]
+            return [math.nan] * 3
         step, images = self.trainer.step_number, self.grid.draw(self.trainer.ema)
         try:
             self.trackers.log_image("samples", self.grid.write(images, self.folder, step), step)

@@ -33,6 +33,7 @@ BEFORE_SCORES = (
     Panel("R1, R2 penalty (before their weights)", ("r1", "r2"), base=10),
     Panel("gradient norms", ("grad_norm_d", "grad_norm_g"), base=10),
     Panel("diversity, text sensitivity (share of real images')", ("diversity", "text_sensitivity"), points=True),
+    Panel("one layout a prompt (correlation of luminance)", ("same_layout",), points=True),
 )
 AFTER_SCORES = (
     Panel("share of G's matching loss that counts", ("match_gate",), if_varies=True),

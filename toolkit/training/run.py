@@ -149,7 +149,7 @@ class Run:
     def _sample(self) -> None:
         self.sampled_step = self.trainer.step_number
         self.trainer.average_statistics()
-        pairs = zip(("diversity", "text_sensitivity"), self.reports.samples(), strict=True)
+        pairs = zip(("diversity", "text_sensitivity", "same_layout"), self.reports.samples(), strict=True)
         self.measured |= {name: value for name, value in pairs if value == value}  # not NaN
 
     def _save(self, last: bool = False) -> None:
