@@ -29,6 +29,8 @@ OURS = ("data", "out_dir", "resume_from", "iters", "kimg", "seed", "resolution",
 """Options that the grid decides, the same way for every variant."""
 FILES = ("frozen_weights", "clip_guidance_weights", "perceptual_weights")
 """Options that name a file, which counts by what it holds."""
+HEADS = ("frozen_width", "frozen_kernel", "frozen_std", "frozen_weight", "frozen_lr", "frozen_text_lr", "frozen_r1")
+"""Options without effect where there is no frozen_backbone."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
 NOTHING = ("", "null", "~")
 LINES = 10
@@ -137,7 +139,9 @@ def fingerprint(definition: dict) -> str:
 
 def apart_from(config: ResolvedConfig, usual: dict) -> dict:
     """The options that leave a trace in the trained network, where they are not as in `usual`."""
-    return {name: value for name, value in asdict(config).items() if name not in NEUTRAL and value != usual[name]}
+    idle = () if config.frozen_backbone else HEADS
+    found = asdict(config).items()
+    return {name: value for name, value in found if name not in (*NEUTRAL, *idle) and value != usual[name]}
 
 
 class _Loader(yaml.BaseLoader):

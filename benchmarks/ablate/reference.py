@@ -20,6 +20,9 @@ REFERENCE = {
     "clip_guidance_weights": None, "d_steps": 2, "mirror": False, "diffaug": "translation", "augment_p": 1.0,
     "lr_g": 0.00025, "lr_d": 0.0005, "beta1": 0.0, "beta2": 0.99, "grad_clip": 0.0, "mixed_precision": None,
     "compile": "no", "sync_bn": False, "ema_decay": 0.999, "ema_start": 0, "ema_ramp": True, "ema_kimg": None,
-    "ema_rampup": 0.0, "ema_profiles": "",
+    "ema_rampup": 0.0, "ema_profiles": "", "g_text_norm": False, "match_width": 0, "match_weight": 0.0,
+    "g_match_weight": 0.0, "match_captions": 64, "pairs": False, "std_group": 4, "fresh_for_g": False,
+    "frozen_width": 256, "frozen_kernel": 3, "frozen_std": False, "frozen_weight": "even", "frozen_lr": 1.0,
+    "frozen_text_lr": 1.0, "frozen_r1": 0.0,
 }  # fmt: skip
 """By option that leaves a trace in the trained networks: the value that is not recorded."""
