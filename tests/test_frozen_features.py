@@ -36,8 +36,8 @@ from toolkit.encoders.text_encoder import EncoderIdentity
 from toolkit.errors import UserError
 from toolkit.launching.processes import Processes
 from toolkit.networks.architecture import ModelConfig
+from toolkit.networks.backbones import load_backbone, spread, weightless_backbone
 from toolkit.networks.cost import costs
-from toolkit.networks.frozen_features import load_backbone, spread, weightless_backbone
 from toolkit.networks.losses import gradient_penalty
 from toolkit.networks.models import Discriminator, Look, count_parameters
 from toolkit.run_folder.checkpoint import NETWORKS, GeneratorFile, Snapshot, load_generator_file, save

@@ -15,7 +15,8 @@ from toolkit.draws import StepDraws
 from toolkit.errors import UserError
 from toolkit.networks import losses
 from toolkit.networks.architecture import EARLIER, ModelConfig, as_made
-from toolkit.networks.frozen_features import heads_penalty, load_backbone
+from toolkit.networks.backbones import load_backbone
+from toolkit.networks.frozen_features import heads_penalty
 from toolkit.networks.models import Discriminator, Look, count_parameters
 from toolkit.training.trainer import parameter_groups
 

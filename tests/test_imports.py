@@ -12,7 +12,18 @@ PACKAGES = ("toolkit", "shards", "evaluation")
 LEVELS = [  # a file imports from lower levels only, never from its own
     {"errors", "durable", "losses", "diffaug", "ema", "draws", "stopping", "phase", "probe", "compiling", "norms"},
     {"spectral_norm", "weights_file", "adaptive", "signs", "swd", "processes", "heartbeat", "lock", "loader_workers"},
-    {"layers", "matching", "attention", "text_tower", "npy", "worker_count", "monitor", "addresses", "tar_index"},
+    {
+        "layers",
+        "matching",
+        "packaged_backbone",
+        "attention",
+        "text_tower",
+        "npy",
+        "worker_count",
+        "monitor",
+        "addresses",
+        "tar_index",
+    },
     {
         "architecture",
         "penalty",
@@ -27,6 +38,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
         "compute_options",
     },
     {"sidecar", "command_line", "config", "decoding", "devices", "images", "hashing_encoder", "open_clip_encoder"},
+    {"backbones"},
     {"earlier", "perceptual", "text_encoder", "frozen_features", "evaluations", "scale_discriminator"},
     {"models", "clip_guidance"},
     {"shard_format", "folding", "cost"},

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.config import ResolvedConfig
 from toolkit.networks import diffaug, losses
-from toolkit.networks.frozen_features import FrozenBackbone, materialised, weightless_backbone
+from toolkit.networks.backbones import FrozenBackbone, materialised, weightless_backbone
 from toolkit.networks.models import Discriminator, Generator, Look
 from toolkit.networks.perceptual import LAYERS
 

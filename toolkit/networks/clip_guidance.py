@@ -14,7 +14,7 @@ from toolkit.encoders.hashing_encoder import HashingEncoder
 from toolkit.encoders.open_clip_encoder import OpenClipEncoder
 from toolkit.encoders.text_encoder import EncoderIdentity, load_encoder_of
 from toolkit.errors import UserError
-from toolkit.networks.frozen_features import ImageInput, open_clip_tower
+from toolkit.networks.backbones import ImageInput, open_clip_tower
 
 
 def clip_distance(a: Tensor, b: Tensor) -> Tensor:

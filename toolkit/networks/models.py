@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from toolkit.networks.architecture import ModelConfig
 from toolkit.networks.attention import SelfAttention
-from toolkit.networks.frozen_features import FrozenBackbone, FrozenDiscriminator, weightless_backbone
+from toolkit.networks.backbones import FrozenBackbone, weightless_backbone
+from toolkit.networks.frozen_features import FrozenDiscriminator
 from toolkit.networks.layers import TEXT_WIDTH, SkipExcitation, UpBlock, channels_at
 from toolkit.networks.matching import MatchingHead, readable
 from toolkit.networks.norms import ConditionalNorm, Modulation

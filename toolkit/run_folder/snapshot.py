@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
-from toolkit.networks.frozen_features import FrozenBackbone
+from toolkit.networks.backbones import FrozenBackbone
 from toolkit.run_folder.checkpoint import GeneratorFile, Snapshot
 from toolkit.training.penalty import with_weights
 

@@ -18,9 +18,9 @@ from toolkit.data.pairs import caption_groups
 from toolkit.data.shard_reader import ShardSet
 from toolkit.errors import UserError
 from toolkit.networks import diffaug
+from toolkit.networks.backbones import load_backbone
 from toolkit.networks.clip_guidance import load_clip_guidance
 from toolkit.networks.ema import EMA
-from toolkit.networks.frozen_features import load_backbone
 from toolkit.networks.models import Discriminator, Generator
 from toolkit.networks.perceptual import PerceptualDistance
 from toolkit.run_folder import checkpoint
