@@ -43,7 +43,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
     {"models", "clip_guidance"},
     {"shard_format", "folding", "cost"},
     {"shard_reader", "checkpoint", "fetching", "shard_cache"},
-    {"pairs", "match_gate"},
+    {"pairs", "match_gate", "standing"},
     {"dataset", "remote_shards", "captioned_grid", "snapshot", "records", "launch", "memory", "best", "trackers"},
     {"feature_cache", "sampling", "resident", "panels"},
     {"prompts", "feed", "objective"},

@@ -23,6 +23,6 @@ REFERENCE = {
     "ema_rampup": 0.0, "ema_profiles": "", "g_text_norm": False, "match_width": 0, "match_weight": 0.0,
     "g_match_weight": 0.0, "match_captions": 64, "pairs": False, "std_group": 4, "fresh_for_g": False,
     "frozen_width": 256, "frozen_kernel": 3, "frozen_std": False, "frozen_weight": "even", "frozen_lr": 1.0,
-    "frozen_text_lr": 1.0, "frozen_r1": 0.0,
+    "frozen_text_lr": 1.0, "frozen_r1": 0.0, "standing_images": 0,
 }  # fmt: skip
 """By option that leaves a trace in the trained networks: the value that is not recorded."""

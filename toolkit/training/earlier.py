@@ -5,7 +5,8 @@ import dataclasses
 from toolkit.config import ResolvedConfig
 from toolkit.networks.architecture import as_made
 
-TRAINING = {"match_weight": 0.0, "g_match_weight": 0.0, "fresh_for_g": False, "pairs": False}
+TRAINING = {"match_weight": 0.0, "g_match_weight": 0.0, "fresh_for_g": False, "pairs": False,
+            "standing_images": 0}  # fmt: skip
 """What training did before these options existed."""
 TRAINING_HEADS = {"frozen_weight": "even", "frozen_lr": 1.0, "frozen_text_lr": 1.0, "frozen_r1": 0.0}
 """The same of the heads on a frozen backbone, where there is one."""

@@ -31,6 +31,7 @@ from toolkit.training.match_gate import CaptionPool, MatchGate, held_out
 from toolkit.training.objective import Inputs, Objective, Scalars
 from toolkit.training.optimizer_options import OptimizerOptions
 from toolkit.training.phase import Phase
+from toolkit.training.standing import StandingInputs, stand
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -72,6 +73,8 @@ class Trainer:
         self.fresh = int(config.fresh_for_g and self.objective.shows_real)  # batches that G's phase has to itself
         self.captions = CaptionPool(shards, config.seed, self.device) if config.match_weight else None
         self.gate = MatchGate(config.batch, self.device)
+        stands = config.standing_images if config.g_norm == "batch" else 0
+        self.standing = StandingInputs(shards, stands, config.z_dim, config.seed) if stands else None
         self.adaptive = Adaptive(config, config.d_steps, config.augment_p, config.batch)
         scaler = accelerator.scaler
         self.first_scale = None if scaler is None else scaler.state_dict()
@@ -273,9 +276,16 @@ class Trainer:
 
     @torch.no_grad()
     def average_statistics(self) -> None:
-        """Average batch-norm statistics over processes, each of which saw only its share. All processes call it."""
+        """Before G or an average is drawn from or saved: batch-norm statistics of G over all processes, each of which
+        saw only its share, and of the averages by what each draws. All processes call it."""
+        averages = [average.module for average in self.averages]
+        if self.standing is not None:
+            share = conditioning.text_share(self.images_seen, self.config)
+            for network in averages:
+                stand(network, self.standing, share)
+            averages = []
         if self.accelerator.num_processes > 1:
-            for network in (self.unwrap(self.G), *(average.module for average in self.averages)):
+            for network in (self.unwrap(self.G), *averages):
                 for buffer in network.buffers():
                     if buffer.is_floating_point():
                         buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
