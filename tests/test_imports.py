@@ -16,6 +16,7 @@ LEVELS = [  # a file imports from lower levels only, never from its own
         "layers",
         "matching",
         "packaged_backbone",
+        "norm_folding",
         "attention",
         "text_tower",
         "npy",

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.encoders.open_clip_encoder import check_obtainable, load_open_clip
 from toolkit.errors import UserError, nearest
+from toolkit.networks.norm_folding import fold_batch_norms
 from toolkit.networks.packaged_backbone import packaged_tensors
 from toolkit.networks.weights_file import read_tensors, tensors_sha256
 
@@ -20,9 +22,6 @@ DEPTHS = 4
 """Most depths of the backbone that have a head."""
 LARGEST = 224
 """Pixels: a backbone made for more (DINOv2: 518) sees this many where it can, as in evaluation."""
-
-FOLDABLE = ("EfficientNet", "DepthwiseSeparableConv", "InvertedResidual", "ConvBnAct")
-"""timm's modules whose children stand in the order of their forward pass."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -139,7 +138,9 @@ def _blank_timm(model: str, size: int) -> Tower:
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise UserError(f"timm knows no weights '{tag}' of {base}{nearest(tag, tags)}; there are {', '.join(tags)}")
-    return _timm_tower(timm.create_model(model, pretrained=False, num_classes=0), size)
+    network = timm.create_model(model, pretrained=False, num_classes=0)
+    fold_batch_norms(network)  # as the loaded one is: the memory estimate counts what it saves
+    return _timm_tower(network, size)
 
 
 def _load_timm(model: str, weights: Path | None, size: int) -> tuple[str, Tower]:
@@ -177,39 +178,10 @@ def _packaged_if_offline(model: str) -> dict[str, Tensor] | None:
     except OSError:
         if (tensors := packaged_tensors(model)) is None:
             raise
-        print(f"timm/{model}: no hub can be reached; the weights are the installed package's", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # once, not by every process
+            print(f"timm/{model}: no hub can be reached; the weights are the installed package's", file=sys.stderr)
         return tensors
     return None
-
-
-def fold_batch_norms(network: nn.Module) -> None:
-    """Batch norms of a frozen network into the convolutions before them, in place: a fifth to a third of its time.
-
-    Only where a module holds a convolution and, as the next of its children, a batch norm of as many channels, timm's
-    with an activation in it. What runs between them, if anything did, would be lost: so the order of the children has
-    to be that of the forward pass, as it is in timm's MobileNet-like blocks; other networks stay as they are.
-    """
-    for module in list(network.modules()):
-        if type(module).__name__ not in FOLDABLE:
-            continue
-        children = list(module.named_children())
-        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
-            if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-                continue
-            if norm.num_features == conv.out_channels and norm.track_running_stats and norm.affine:
-                setattr(module, name, _folded(conv, norm))
-
-
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
-    """What is left of the norm: timm's activation, or nothing. w (x - m) / s + b becomes the convolution's own."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    before = torch.zeros_like(scale) if conv.bias is None else conv.bias
-    with torch.no_grad():
-        conv.weight.mul_(scale[:, None, None, None])
-        conv.bias = nn.Parameter((norm.bias + (before - norm.running_mean) * scale).detach(), requires_grad=False)
-    act, drop = (getattr(norm, name, nn.Identity()) for name in ("act", "drop"))
-    return act if isinstance(drop, nn.Identity) else nn.Sequential(drop, act)
 
 
 def _timm_tower(network: Any, size: int) -> Tower:
