@@ -166,9 +166,9 @@ def test_the_loss_holds_the_heads_penalty_without_the_interval_and_with_rollback
         batch = next_batch(one)
         one.rollbacks = rollbacks
         loss, stats = one.discriminator_loss(batch, StepDraws(0, 8, 0, 0))
-        found[weight, rollbacks] = loss.item(), stats["frozen_r1"].item() if "frozen_r1" in stats else 0.0
+        found[weight, rollbacks] = loss.item(), stats["r1_frozen"].item() if "r1_frozen" in stats else 0.0
         one.step_number = 1
-        assert "frozen_r1" not in one.discriminator_loss(batch, StepDraws(0, 8, 1, 0))[1]
+        assert "r1_frozen" not in one.discriminator_loss(batch, StepDraws(0, 8, 1, 0))[1]
         AcceleratorState._reset_state(reset_partial_state=True)
     assert found[0.0, 0][1] == 0 and found[10.0, 0][1] > 0
     for rollbacks in (0, 1):

@@ -32,6 +32,12 @@ def test_what_gets_worse_is_told_at_once():
     assert [(step // 50, level) for step, _, level, _ in told(monitor(), log)] == [(11, "note"), (15, "warning")]
 
 
+@pytest.mark.parametrize("name", ["loss_g", "r1", "r2", "r1_frozen", "grad_norm_g"])
+def test_whatever_of_the_training_is_not_finite_is_divergence(name):
+    (found,) = monitor().observe(lines(1, **{name: math.inf})[0])
+    assert (found.name, found.action) == ("diverged", "rollback") and f"{name} inf" in found.text
+
+
 def test_actions_are_told_every_time():
     watch = monitor()
     steps = [step for step, *_ in told(watch, lines(3, loss_d=math.nan))]

@@ -48,8 +48,8 @@ GONE, GROWN = 1e-7, 8.0
 LAYOUTS = (0.5, 0.75)
 """Correlation of luminance between images of one caption, of a note and of a warning. Photos of one dish: 0.04; a G
 that draws each caption in one layout with other colours: 0.59 and more."""
-FINITE = (*LOSSES, "loss_d_max", "loss_g_max", *LOGITS, *NORMS, "loss_scale", "r1", "r2", "lecam", "feature_matching",
-          "perceptual", "clip_distance")  # fmt: skip
+FINITE = (*LOSSES, "loss_d_max", "loss_g_max", *LOGITS, *NORMS, "loss_scale", "r1", "r2", "r1_frozen", "lecam",
+          "feature_matching", "perceptual", "clip_distance")  # fmt: skip
 """What must be finite. A score or a probe that is not says something of the samples, not of the training."""
 
 

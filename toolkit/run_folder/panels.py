@@ -30,7 +30,7 @@ BEFORE_SCORES = (
     Panel("losses", ("loss_d", "loss_g", "loss_mismatch")),
     Panel("D's mean logits", ("logit_real", "logit_fake", "logit_mismatched")),
     Panel("caption found among others: loss", ("loss_match", "loss_g_match", "match_blind")),
-    Panel("R1, R2 penalty (before their weights)", ("r1", "r2"), base=10),
+    Panel("R1, R2 penalty (before their weights)", ("r1", "r2", "r1_frozen"), base=10),
     Panel("gradient norms", ("grad_norm_d", "grad_norm_g"), base=10),
     Panel("diversity, text sensitivity (share of real images')", ("diversity", "text_sensitivity"), points=True),
     Panel("one layout a prompt (correlation of luminance)", ("same_layout",), points=True),

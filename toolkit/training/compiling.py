@@ -68,7 +68,7 @@ def _check_differentiable(loss: Tensor, stats: dict[str, Tensor]) -> None:
     """torch 2.11 may give a penalty without a gradient, and no error: the training would be one without R1."""
     for name, value in (
         ("the loss", loss),
-        *((name, stats[name]) for name in ("r1", "r2", "frozen_r1") if name in stats),
+        *((name, stats[name]) for name in ("r1", "r2", "r1_frozen") if name in stats),
     ):
         if not value.requires_grad:
             raise NotDifferentiable(f"{name} came back without a gradient")

@@ -130,8 +130,8 @@ class Objective:
             stats["r2"] = losses.gradient_penalty(self.trained(on_fake.logits), fake).mean()
             loss = loss + r2_scale * stats["r2"]
         if heads_scale:
-            stats["frozen_r1"] = (on_real.heads_penalty + on_fake.heads_penalty).mean()
-            loss = loss + heads_scale * stats["frozen_r1"]
+            stats["r1_frozen"] = (on_real.heads_penalty + on_fake.heads_penalty).mean()
+            loss = loss + heads_scale * stats["r1_frozen"]
         if anchors is not None:
             stats["lecam"] = losses.lecam_penalty(on_real.logits, on_fake.logits, tuple(anchors)).mean()
             loss = loss + config.lecam * stats["lecam"]
