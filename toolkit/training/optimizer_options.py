@@ -14,7 +14,7 @@ class OptimizerOptions:
     lr_d: float = 5e-4
     """Learning rate of D (Adam); above lr_g for two time-scale training (TTUR)."""
     frozen_lr: float = 0.1
-    """What lr_d is multiplied by for the heads on a frozen backbone."""
+    """What lr_d is multiplied by for the heads on a frozen backbone, the matching head among them."""
     frozen_text_lr: float = 0.1
     """The same for the layers of these heads that read the text."""
     d_steps: int = 2

@@ -336,7 +336,11 @@ def parameter_groups(network: nn.Module, lr: float, options: OptimizerOptions) -
     Checkpoints number Adam's moments in the order of the groups: so it is the network's, whatever the factors.
     """
 
+    on_frozen = getattr(network, "frozen", None) is not None
+
     def factor(named: tuple[str, nn.Parameter]) -> float:
+        if named[0].startswith("match.") and on_frozen:  # at the full rate it soon knows the dataset by heart
+            return options.frozen_lr
         if not named[0].startswith("frozen.heads."):
             return 1.0
         return options.frozen_text_lr if ".text." in named[0] else options.frozen_lr
