@@ -50,6 +50,7 @@ LOSSES = {
         "loss": "relativistic",
         "fresh_for_g": True,
         "pairs": True,
+        "std_group": 2,
         "minibatch_std": True,
     },
     "nonsaturating": {"loss": "nonsaturating", "d_steps": 2, "augment_p": 0.5},

@@ -147,16 +147,17 @@ class Trainer:
         replaced = (self.feed.bad - bad) / (self.feed.read - read)
         stats = {"bad_samples": torch.full((), replaced, device=self.device)}
         for k, loaded in enumerate(ready):
-            micro_batches = self._shown(loaded)
+            micro_batches = [self._mirrored(batch) for batch in loaded] if self.config.mirror else loaded
             noise = draws.StepDraws(self.config.seed, self.config.batch, self.step_number, k)
-            if k == self.adaptive.d_steps:  # G's own
+            if k < len(ready) - self.fresh:
+                of_d = self._run_phase("D", self.discriminator_loss, micro_batches, noise)
+                self.unwrap(self.D).iterate()
+                if "grad_norm_d" in of_d:
+                    self._adapt(of_d)
+                    self._observe_match(of_d, generated=False)
+            else:  # G's own
                 self.for_g += self.config.batch
-                break
-            of_d = self._run_phase("D", self.discriminator_loss, micro_batches, noise)
-            self.unwrap(self.D).iterate()
-            if "grad_norm_d" in of_d:
-                self._adapt(of_d)
-                self._observe_match(of_d, generated=False)
+            self.position += self.config.batch
         # Without no_sync, DDP would expect gradients of D and exchange the next step's first micro-batch for nothing.
         with frozen(self.D), self.accelerator.no_sync(self.D):
             of_g = self._run_phase("G", self.generator_loss, micro_batches, noise)
@@ -170,12 +171,6 @@ class Trainer:
         if self.accelerator.scaler is not None:
             stats["skipped"] = torch.full((), float(self.skipped), device=self.device)
         return stats | of_d | of_g
-
-    def _shown(self, micro_batches: list[Batch]) -> list[Batch]:
-        """The images at `position` as a network sees them; `position` moves behind them."""
-        shown = [self._mirrored(batch) for batch in micro_batches] if self.config.mirror else micro_batches
-        self.position += self.config.batch
-        return shown
 
     def _mirrored(self, batch: Batch) -> Batch:
         """The same, each image flipped left to right or not by (seed, position); `self.position` is the first row's.
