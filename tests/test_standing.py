@@ -94,8 +94,6 @@ def test_captions_come_as_often_as_the_dataset_has_them(shard_folder):
     known = torch.cat([shards.read_texts(number).vectors for number in range(len(shards))])
     cosines = (inputs.text @ known.T).amax(dim=1)
     assert inputs.z.shape == (48, 8) and cosines.tolist() == pytest.approx([1.0] * 48, abs=1e-5)
-        [1.0] * 48, abs=1e-5
-    )
     assert torch.equal(inputs.text[:24], inputs.text[24:])  # each of the 24 samples twice
     assert torch.equal(inputs.z, StandingInputs(shards, 48, 8, 0).z)
 

@@ -21,7 +21,7 @@ class ConditioningOptions:
     match_captions: int = 64
     """Among how many other captions, drawn anew for each step. Those as near as mismatch_cosine do not count, nor do
     the image's own."""
-    mismatch_weight: float = 1.0
+    mismatch_weight: float = 0.5
     """Weight in D's loss of telling a real image's caption from another image's; 0 = off."""
     mismatch_cosine: float = 0.999
     """Another image's caption counts as different only below this cosine to all of this image's, above 0 and at
