@@ -10,7 +10,7 @@ DEMO := demo_output
 WORKERS := 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-all test-oldest lint bench clean
+.PHONY: install demo test test-all test-oldest quick lint bench clean
 
 install: $(VENV)/installed
 
@@ -52,9 +52,13 @@ test: lint
 test-all: install
 	$(PYTEST)
 
-# `make test` on the oldest versions of torch and Python that are supported (needs python3.12).
+quick: install
+	$(PYTEST) -m "not slow"
+
+# The same tests on the oldest versions of torch and Python that are supported (needs python3.12). Types are those of the
+# newest torch alone: the oldest annotates other overloads.
 test-oldest:
-	$(MAKE) test PYTHON=python3.12 VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) quick PYTHON=python3.12 VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 # At most ten minutes on a CPU; benchmarks/gpu.sh is for a GPU.
 bench: install

@@ -31,7 +31,8 @@ from toolkit.training.trainer import Trainer
 
 PLAIN = {
     "loss": "hinge", "r1_penalty": 1.0, "r2_penalty": 0.0, "r1_interval": 16, "d_steps": 1, "lr_g": 1e-4, "lr_d": 2e-4,
-    "diffaug": "color,translation,cutout", "ema_ramp": False, **EARLIER, **TRAINING,
+    "diffaug": "color,translation,cutout", "ema_ramp": False, "mismatch_weight": 1.0,
+    **EARLIER, **TRAINING,
 }  # fmt: skip
 """A recipe of few parts, whatever the defaults are: what a test says of one part it says of that alone."""
 TINY = {
